@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""The registry of metric names: unit, direction, aggregation and meaning of everything a row may hold."""
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+
+AXES = ("step", "tokens", "train_s", "wall_s", "flops")
+"""Columns of every row, the x axes: optimizer steps done, tokens of all ranks, seconds of training, seconds
+of the trial over all attempts, FLOPs of the model."""
+AGGREGATIONS = {
+    "w": "token-weighted mean over the window",
+    "l": "last value",
+    "s": "sum",
+    "m": "maximum",
+    "t": "time-weighted mean",
+}
+# name | unit | v lower is better, ^ higher, - neither | aggregation | meaning.  {a,b} are alternatives,
+# <x> is a part without '/', <gauge> and <contract> may have several parts.
+_ROWS = """
+train_loss | nats/token | v | w | mean cross entropy of the training batches
+train_perplexity | 1 | v | w | exp of train_loss, uncapped
+val_loss | nats/token | v | w | cross entropy on the fixed validation set
+val_perplexity | 1 | v | w | exp of val_loss, uncapped
+val_bpb | bits/byte | v | w | val_loss x tokens / (ln 2 x bytes), comparable between tokenizers
+learning_rate | 1 | - | l | rate that the optimizer applied
+lr/<group> | 1 | - | l | the same for one parameter group
+grad_norm | 1 | - | w | global L2 norm of the gradients before clipping
+grad_norm_max | 1 | - | m | largest grad_norm of the window
+grad_clip_frac | 0..1 | - | w | share of steps whose gradients were clipped
+sparsity | 0..1 | - | l | zeros in the prunable weights
+sparsity/target | 0..1 | - | l | what the pruning schedule asks for
+sparsity/mask | 0..1 | - | l | zeros in the masks
+sparsity/total | 0..1 | - | l | zeros in all weights
+sparsity/<layer> | 0..1 | - | l | zeros in one prunable weight
+tokens_seen | tokens | - | l | training tokens consumed, all ranks
+total_training_flops | FLOP | - | l | FLOPs of the model over the whole trial
+total_training_time | s | - | l | seconds of training over the whole trial
+train/tok_per_sec | 1/s | ^ | t | tokens per second of training
+train/samples_per_sec | 1/s | ^ | t | sequences or images per second of training
+train/step_s | s | v | t | seconds of one optimizer step
+train/mfu | 0..1 | ^ | t | FLOPs of the model over the peak of the device and precision
+time/{startup,compile,warmup,data,fwd_bwd}_s | s | v | s | clock of one activity
+time/{optimizer,prune,eval,checkpoint,other}_s | s | v | s | clock of one activity
+time/data_pct | % | v | t | share of training seconds spent waiting for data
+time/epoch_s | s | v | t | seconds of one pass over the training split
+memory/allocated_peak_gib | GiB | v | m | device memory in use, peak since the last row
+memory/reserved_peak_gib | GiB | v | m | device memory held by the allocator, peak since the last row
+memory/host_rss_gib | GiB | v | m | resident memory of the process, peak since the last row
+memory/num_ooms | count | v | s | allocations that failed
+memory/{weights,grads,optimizer,masks}_gib | GiB | v | l | tensors of one kind, walked after step 2
+final/val_loss | nats/token | v | l | val_loss at the end of the budget
+final/best_val_loss | nats/token | v | l | lowest val_loss of the trial
+final/best_val_perplexity | 1 | v | l | exp of final/best_val_loss
+sched/lam | 0..1 | - | l | strength of the couplings
+effect/<contract> | 0/1 | ^ | l | 1 if a contract of a member holds
+model/<gauge> | 1 | - | l | gauge of a model
+attn/<layer>/<gauge> | 1 | - | l | gauge of an attention member in one layer
+mlp/<layer>/<gauge> | 1 | - | l | gauge of an MLP member in one layer
+opt/<gauge> | 1 | - | w | gauge of an optimizer
+prune/<gauge> | 1 | - | l | gauge of a pruner
+sched/<gauge> | 1 | - | l | gauge of a schedule
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What one name, or a pattern of names, stands for."""
+
+    name: str
+    unit: str
+    better: str | None
+    """`lower`, `higher`, or None where neither is better."""
+    agg: str
+    """A key of AGGREGATIONS."""
+    text: str
+
+
+class MetricError(ValueError):
+    """A name that is not registered."""
+
+
+def _table() -> dict[str, Metric]:
+    found = {}
+    for line in _ROWS.strip().splitlines():
+        names, unit, better, agg, text = (part.strip() for part in line.split(" | "))
+        head, _, rest = names.partition("{")
+        options, _, tail = rest.partition("}")
+        for option in options.split(","):
+            name = f"{head}{option}{tail}"
+            found[name] = Metric(name, unit, {"v": "lower", "^": "higher", "-": None}[better], agg, text)
+    return found
+
+
+TABLE = _table()
+_PARTS = dict.fromkeys(("<gauge>", "<contract>"), r"[\w.-]+(?:/[\w.-]+)*")
+_PATTERNS = [
+    (re.compile(re.sub("<[a-z]+>", lambda m: _PARTS.get(m[0], r"[\w.-]+"), name), re.ASCII), metric)
+    for name, metric in TABLE.items()
+    if "<" in name
+]
+
+
+@cache
+def get(name: str) -> Metric:
+    """The metric of a name; a pattern such as `attn/<layer>/<gauge>` serves all names that fit.
+
+    Raises MetricError for a name that is not registered.
+    """
+    if name in TABLE and "<" not in name:
+        return TABLE[name]
+    found = next((m for pattern, m in _PATTERNS if pattern.fullmatch(name)), None)
+    if found is None:
+        near = " ".join(get_close_matches(name, TABLE, 3, 0.0))
+        raise MetricError(f"{name!r:.120}: no such metric; nearest: {near}; register it in ablab/metrics.py")
+    return found
+
+
+def markdown() -> str:
+    """The text of docs/metrics.md."""
+    lines = [
+        "# Metrics",
+        "",
+        "Written by `ablab metrics`; the table is `ablab/metrics.py`. Every row also has "
+        + ", ".join(AXES)
+        + ".",
+        "A name that is not here is an error; `<..>` stands for a name, `<gauge>` for a gauge of a member.",
+        "",
+        "| name | unit | better | in a window | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for m in TABLE.values():
+        lines.append(f"| `{m.name}` | {m.unit} | {m.better or '-'} | {AGGREGATIONS[m.agg]} | {m.text} |")
+    return "\n".join(lines) + "\n"
