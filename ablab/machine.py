@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: MIT
+"""Device inventory without torch: cores, memory, GPUs by UUID, and what identifies a process."""
+
+import csv
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+Run = Callable[[Sequence[str]], str]
+"""Runs a command and returns what it prints; '' when it fails or is not there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One GPU that a trial can be given."""
+
+    kind: str
+    """`cuda` or `rocm`."""
+    name: str
+    uuid: str
+    """What CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES take; never an index."""
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What this process may use."""
+
+    cores: tuple[int, ...]
+    memory_bytes: int
+    cpu: str
+    devices: tuple[Device, ...]
+    host: str
+    boot_id: str
+
+
+def inventory(run: Run | None = None, root: Path = Path("/"), env: dict[str, str] | None = None) -> Machine:
+    """What this process may use.  `run`, `root` (of /proc and /sys) and `env` are arguments for tests."""
+    return Machine(
+        cores=cores(root),
+        memory_bytes=memory(root),
+        cpu=_cpu(root),
+        devices=devices(run or command, root, dict(os.environ) if env is None else env),
+        host=host(),
+        boot_id=boot_id(),
+    )
+
+
+def command(argv: Sequence[str]) -> str:
+    """Output of a command, '' when it is not there, fails or takes 20 s."""
+    if not shutil.which(argv[0]):
+        return ""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout
+
+
+def cores(root: Path = Path("/")) -> tuple[int, ...]:
+    """CPU cores of this process: its affinity, cut to the CPU quota of its container."""
+    if hasattr(os, "sched_getaffinity"):
+        found = sorted(os.sched_getaffinity(0))
+    else:
+        found = list(range(os.cpu_count() or 1))
+    quota, _, period = _text(root / "sys/fs/cgroup/cpu.max").partition(" ")
+    if quota.isdecimal():
+        found = found[: max(1, int(quota) // int(period))]
+    return tuple(found)
+
+
+def memory(root: Path = Path("/")) -> int:
+    """Bytes of memory of this machine or container."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _text(root / "sys/fs/cgroup/memory.max")
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def devices(run: Run, root: Path, env: dict[str, str]) -> tuple[Device, ...]:
+    """GPUs that this process may use, in PCI order; no GPU is an empty tuple.
+
+    The variables by which users hide devices are honoured.  NOTE an index in CUDA_VISIBLE_DEVICES counts in
+    PCI order here, as with CUDA_DEVICE_ORDER=PCI_BUS_ID; a UUID is never ambiguous.
+    """
+    if (root / "proc/driver/nvidia").exists() or (root == Path("/") and shutil.which("nvidia-smi")):
+        return _visible(_nvidia(run), env, "CUDA_VISIBLE_DEVICES")
+    if (root / "sys/module/amdgpu").exists():
+        return _visible(_sysfs(root) or _rocm_smi(run), env, "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+    return ()
+
+
+def _nvidia(run: Run) -> list[Device]:
+    query = "--query-gpu=uuid,name,memory.total,mig.mode.current"
+    found = []
+    for row in csv.reader(run(["nvidia-smi", query, "--format=csv,noheader,nounits"]).splitlines()):
+        if len(row) != 4 or not row[2].strip().isdecimal():
+            continue
+        uuid, name, mib, mig = (cell.strip() for cell in row)
+        if mig == "Enabled":
+            found += _mig(run, uuid, name)
+        else:
+            found.append(Device(kind="cuda", name=name, uuid=uuid, memory_bytes=int(mib) << 20))
+    return found
+
+
+def _mig(run: Run, parent: str, name: str) -> list[Device]:
+    """Slices of a GPU; once it is sliced, itself it is none."""
+    _, _, listing = run(["nvidia-smi", "-L"]).partition(parent)
+    listing = re.split(r"\nGPU ", listing)[0]
+    slices = re.findall(r"MIG (\d+g\.(\d+)gb\S*).*UUID: (MIG-[^)\s]+)", listing)
+    return [
+        Device(kind="cuda", name=f"{name} MIG {profile}", uuid=uuid, memory_bytes=int(gb) << 30)
+        for profile, gb, uuid in slices
+    ]
+
+
+def _sysfs(root: Path) -> list[Device]:
+    """AMD GPUs by the kernel driver; those without a unique id cannot be leased and are left out."""
+    found = []
+    for folder in root.glob("sys/class/drm/card[0-9]*/device"):
+        vram, unique = _text(folder / "mem_info_vram_total"), _text(folder / "unique_id")
+        if _text(folder / "vendor") == "0x1002" and vram.isdecimal() and unique.strip("0"):
+            name = _text(folder / "product_name") or f"AMD {_text(folder / 'device')}"
+            device = Device(kind="rocm", name=name, uuid=f"GPU-{unique}", memory_bytes=int(vram))
+            found.append((folder.resolve().name, device))
+    return [device for _, device in sorted(found, key=lambda f: f[0])]
+
+
+def _rocm_smi(run: Run) -> list[Device]:
+    """AMD GPUs by the JSON of rocm-smi, whose keys changed case between ROCm 5 and 7."""
+    text = run(["rocm-smi", "--showproductname", "--showuniqueid", "--showmeminfo", "vram", "--json"])
+    try:
+        cards = json.loads(text[text.find("{") :]) if "{" in text else {}
+    except ValueError:
+        return []
+    found = []
+    for card, facts in sorted(cards.items()):
+        facts = {k.lower(): str(v) for k, v in facts.items()} if card.startswith("card") else {}
+        vram, unique = facts.get("vram total memory (b)", ""), facts.get("unique id", "").removeprefix("0x")
+        if vram.isdecimal() and re.fullmatch("[0-9a-f]+", unique):
+            name = facts.get("card series") or facts.get("card model") or "AMD"
+            found.append(Device(kind="rocm", name=name, uuid=f"GPU-{unique:>016}", memory_bytes=int(vram)))
+    return found
+
+
+def _visible(found: list[Device], env: dict[str, str], *variables: str) -> tuple[Device, ...]:
+    """Devices that are not hidden; like the drivers, a list ends at its first entry that names none."""
+    for variable in variables:
+        if variable not in env:
+            continue
+        kept: list[Device] = []
+        for item in env[variable].replace(" ", "").split(","):
+            hits = [d for d in found if item and d.uuid.startswith(item)]
+            if item.isdecimal():
+                hits = found[int(item) : int(item) + 1]
+            if len(hits) != 1:
+                break
+            kept += hits
+        found = kept
+    return tuple(found)
+
+
+def _cpu(root: Path) -> str:
+    match = re.search(r"^model name\s*:\s*(.+)$", _text(root / "proc/cpuinfo"), re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+@cache
+def host() -> str:
+    """Name of this host."""
+    return socket.gethostname()
+
+
+@cache
+def boot_id() -> str:
+    """What two processes share exactly if they see each other's pids: kernel boot and pid namespace."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return _text(Path("/proc/sys/kernel/random/boot_id")) + space.removeprefix("pid:")
+
+
+def proc_start(pid: int) -> int | None:
+    """Start of a process in kernel ticks since boot, None if it is gone or waits to be reaped.
+
+    A pid is used again, (pid, start) is not.
+    """
+    try:
+        # the name may hold blanks and brackets: split after the last one
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
