@@ -86,9 +86,9 @@ def lex(path: Path, text: str | None = None, name: str | None = None, root: Path
     """The layer in a file, or in `text` as if it stood there.
 
     Lines of bad form become requests with a fault, so that settle reports them together with what the tree
-    knows.  Raises ConfigError if the file cannot be read at all.  The layer is called `.config` for a full file
-    (`.config`, a trial's `config`), else `defconfig`, unless `name` is given.  A relative path starts at `root`,
-    by default the working folder.
+    knows.  Raises ConfigError if the file cannot be read at all.  Without `name` a layer is called `.config`
+    for a full file (`.config`, a trial's `config`) and `defconfig` for any other.  A relative path starts at
+    `root`, by default the working folder.
     """
     where = place(path)
     try:
@@ -139,9 +139,7 @@ def _line(line: str, where: str) -> Request | None:
     unset = UNSET.fullmatch(line)
     if unset:
         return Request(unset[1], "n", where)
-    if not line.strip() or (
-        line.startswith("#") and not re.match(r"#\s*CONFIG_\w+\s+is\s+not\s+set\b", line)
-    ):
+    if not line.strip() or (line.startswith("#") and not re.match(r"#\s*CONFIG_\w+\s+is\s+not\s+set\b", line)):
         return None
     found = _SET.fullmatch(line)
     if found:
@@ -181,9 +179,7 @@ def typed(info: Info, text: str) -> Value:
         return text
     if kind == "float":
         return _number(float, text, bounds)
-    return tuple(
-        _number(float if kind == "floats" else int, item, bounds) for item in text.split(",") if text
-    )
+    return tuple(_number(float if kind == "floats" else int, item, bounds) for item in text.split(",") if text)
 
 
 def _number(kind: type, text: str, bounds: Sequence[str | None]) -> int | float:
@@ -227,18 +223,14 @@ class Tree:
             with _environment(root):
                 self._kc = kl.Kconfig("Kconfig", warn_to_stderr=False)
         except (kl.KconfigError, OSError) as error:
-            raise ConfigError(
-                [f"{place(root / 'Kconfig')}: error: {' '.join(str(error).split())}"]
-            ) from error
+            raise ConfigError([f"{place(root / 'Kconfig')}: error: {' '.join(str(error).split())}"]) from error
         self._syms = {s.name: s for s in self._kc.unique_defined_syms}
         self.symbols = {name: _info(sym) for name, sym in self._syms.items()}
         self.now: Settled | None = None
         errors = [f"Kconfig: error: {w.removeprefix('warning: ')}" for w in self._kc.warnings]
         for info in self.symbols.values():
             if info.kind == "string" and not _TYPE.fullmatch(f"type: {info.type}"):
-                errors.append(
-                    f"{info.file}:{info.line}: error: {info.name}: the help of a string ends in a type line"
-                )
+                errors.append(f"{info.file}:{info.line}: error: {info.name}: the help of a string ends in a type line")
         if errors:
             raise ConfigError(errors)
         self._kc.warnings.clear()
@@ -296,9 +288,7 @@ class Tree:
         the caller sees as a request that did not take."""
         for sym in self._syms.values():
             sym.str_value  # noqa: B018  the property computes and warns
-        found = tuple(
-            w.removeprefix("warning: ") for w in self._kc.warnings if "warning: user value" not in w
-        )
+        found = tuple(w.removeprefix("warning: ") for w in self._kc.warnings if "warning: user value" not in w)
         self._kc.warnings.clear()
         if found:
             self._kc._invalidate_all()  # else the next settle finds cached values and misses the warning
@@ -330,8 +320,7 @@ def _info(sym: kl.Symbol) -> Info:
     while up is not None and up.parent is not None:
         menu, up = (up.prompt[0] if up.item is kl.MENU else menu), up.parent
     defaults = (
-        kl.expr_str(v) + (f" if {kl.expr_str(c)}" if c is not sym.kconfig.y else "")
-        for v, c in sym.orig_defaults
+        kl.expr_str(v) + (f" if {kl.expr_str(c)}" if c is not sym.kconfig.y else "") for v, c in sym.orig_defaults
     )
     return Info(
         name=sym.name,
@@ -520,11 +509,7 @@ def needs(tree: Tree, name: str) -> str:
 def _undone(tree: Tree, r: Request, asked: Mapping[str, Request]) -> str:
     """The line for a request that is no longer in force, empty if it is."""
     got = tree.text(r.name)
-    if (
-        got == r.text
-        or not tree.symbols[r.name].prompt
-        or (r.text == "n" and (got is None or tree.siblings(r.name)))
-    ):
+    if got == r.text or not tree.symbols[r.name].prompt or (r.text == "n" and (got is None or tree.siblings(r.name))):
         return ""
     later = asked[r.name] if asked[r.name] is not r else asked.get(tree.selection(r.name) or "", r)
     why = f"{got} by {later.where}" if later is not r else f"is {got}"
@@ -559,11 +544,7 @@ def diff(tree: Tree, a: Sequence[Layer], b: Settled) -> tuple[Request, ...]:
             return False
 
     settle(tree, b.layers)
-    every = [
-        Request(n, t, "diff")
-        for n, t in b.text.items()
-        if tree.visible(n) and (t == "y" or not tree.siblings(n))
-    ]
+    every = [Request(n, t, "diff") for n, t in b.text.items() if tree.visible(n) and (t == "y" or not tree.siblings(n))]
     base, before = settle(tree, a).text, None
     changed = [r for r in every if base.get(r.name) != r.text]
     found = changed if reaches(changed) else every

@@ -287,10 +287,7 @@ def test_a_later_layer_wins_and_what_it_undoes_is_listed():
         "CONFIG_PRUNE_MOVEMENT=y (F:3): needs OPT_HAS_MOMENTS, which is n",
         'CONFIG_PRUNE_SPARSITY="0.7" (F:4): needs !PRUNE_NONE (PRUNE_NONE is y)',
     )
-    where = {
-        n: found.where[n]
-        for n in ("OPT_LR", "OPT_SGD", "OPT_ADAM", "PRUNE_NONE", "TRAIN_STEPS", "TRAIN_SEED")
-    }
+    where = {n: found.where[n] for n in ("OPT_LR", "OPT_SGD", "OPT_ADAM", "PRUNE_NONE", "TRAIN_STEPS", "TRAIN_SEED")}
     assert where == {
         "OPT_LR": "M:1",
         "OPT_SGD": "S:1",
@@ -390,9 +387,7 @@ def test_a_default_outside_its_range_is_an_error_each_time_it_is_evaluated(tmp_p
 
 
 def test_a_select_against_a_dependency_is_an_error(tmp_path):
-    text = (
-        "config A\n\tbool 'a'\n\tselect C\n\nconfig B\n\tbool 'b'\n\nconfig C\n\tbool 'c'\n\tdepends on B\n"
-    )
+    text = "config A\n\tbool 'a'\n\tselect C\n\nconfig B\n\tbool 'b'\n\nconfig C\n\tbool 'c'\n\tdepends on B\n"
     tree = small(tmp_path, text)
     with pytest.raises(ConfigError, match="direct dependencies"):
         kconf.settle(tree, [layer("CONFIG_A=y")])
@@ -506,9 +501,7 @@ def test_remedy_needs_two_changes_and_a_number(tree):
     base = [layer("CONFIG_TRAIN_STEPS=5", "# CONFIG_ATTN_LENS is not set")]
     want = Request("ATTN_DEEP", "y", "why")
     found = kconf.remedy(tree, base, want)
-    assert {(r.name, r.text) for r in found} >= {("TRAIN_STEPS", "11"), ("ATTN_LENS", "y")} and len(
-        found
-    ) == 3
+    assert {(r.name, r.text) for r in found} >= {("TRAIN_STEPS", "11"), ("ATTN_LENS", "y")} and len(found) == 3
     assert kconf.remedy(tree, base, want, limit=2) is None
 
 
