@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: MIT
+"""Reads campaign folders and says what they show: no torch, no tracker, numpy and matplotlib when needed."""
+
+from pathlib import Path
+
+from ablab.rundir import Campaign
+
+
+def build(campaign: Campaign | Path) -> Path:
+    """Write the report of a campaign, finished or not, below its report/; returns the path of report.md."""
+    # numpy and matplotlib take a second to import and `make help` has no use for them
+    from ablab.report import page
+
+    return page.build(campaign)
+
+
+def summary_table(campaign: Campaign | Path) -> str:
+    """The table that ends `make`: each arm's mean, spread over seeds, n, and difference to its parent."""
+    from ablab.report import page
+
+    return page.summary_table(campaign)
