@@ -152,9 +152,7 @@ class Journal:
             if lease not in (None, entry.lease) or not to.follows(entry.state, reason):
                 return False
             number = entry.attempt if attempt is None else attempt
-            self._append(
-                trial, entry.state, to, number, entry.lease, reason=reason, cls=cls, evidence=evidence
-            )
+            self._append(trial, entry.state, to, number, entry.lease, reason=reason, cls=cls, evidence=evidence)
             return True
 
     def claim(

@@ -122,9 +122,7 @@ def markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "Written by `ablab metrics`; the table is `ablab/metrics.py`. Every row also has "
-        + ", ".join(AXES)
-        + ".",
+        "Written by `ablab metrics`; the table is `ablab/metrics.py`. Every row also has " + ", ".join(AXES) + ".",
         "A name that is not here is an error; `<..>` stands for a name, `<gauge>` for a gauge of a member.",
         "",
         "| name | unit | better | in a window | meaning |",

@@ -60,9 +60,7 @@ SCHEMAS = {
     "manifest": "campaign trial{id hash:h group:h} attempt:i lease:i created config{*{value:a text origin}}"
     " resolved{compile amp tf32:a cudnn_benchmark:a attention_kernel threads:i workers:i}"
     " batch{micro:i accum:i world:i effective:i seq_len:i tokens_per_step:i} budget{kind limit:f}"
-    " seeds{train:i data:i eval:i} data{name sha256:h tokenizer:h? split:h order_seed:i} "
-    + _CODE
-    + " software{python"
+    " seeds{train:i data:i eval:i} data{name sha256:h tokenizer:h? split:h order_seed:i} " + _CODE + " software{python"
     " torch cuda? hip? driver? kernel} devices[{kind name uuid memory_bytes:i power_cap_w:f?}] cpu{model"
     " cores[:i]} env{} neighbours[] resume?{step:i checkpoint sha256:h drift[]}",
     "status": "state phase attempt:i lease:i pid:i proc_start:i boot_id host beat:i progress:i step:i"
@@ -204,9 +202,7 @@ def _decode(data: bytes, kind: str, place: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError):
         raise RunError(f"{place}: damaged, or not of ablab; restore it or run the trial again") from None
     if tag != f"ablab.{kind}/1":
-        raise RunError(
-            f"{place}: schema {tag!r:.60}: this ablab reads 'ablab.{kind}/1'; use the other version"
-        )
+        raise RunError(f"{place}: schema {tag!r:.60}: this ablab reads 'ablab.{kind}/1'; use the other version")
     check(kind, body, place)
     return body
 
@@ -301,9 +297,7 @@ def patiently(
                 campaign.reserve.unlink(missing_ok=True)
                 continue
             if clock() - start >= PATIENCE_S:
-                raise DiskFullError(
-                    f"{campaign.path}: the disk is full; free space, then make continue"
-                ) from error
+                raise DiskFullError(f"{campaign.path}: the disk is full; free space, then make continue") from error
             wait(RETRY_S)
 
 
@@ -375,9 +369,7 @@ class Campaign(_Folder):
         try:
             path.mkdir()
         except FileExistsError:
-            raise RunError(
-                f"{path}: exists; choose another NAME=, or make continue CAMPAIGN={name}"
-            ) from None
+            raise RunError(f"{path}: exists; choose another NAME=, or make continue CAMPAIGN={name}") from None
         campaign = cls(path)
         for part in PARTS:
             (path / part).mkdir()
@@ -412,9 +404,7 @@ class Campaign(_Folder):
             with plain(path) as file:
                 data = file.read()
         except FileNotFoundError:
-            raise RunError(
-                f"{self.path}: no campaign.json, so it is no campaign; make ls lists those"
-            ) from None
+            raise RunError(f"{self.path}: no campaign.json, so it is no campaign; make ls lists those") from None
         body = _decode(data, "campaign", path)
         for trial in body["trials"]:
             folder_of(trial)
@@ -452,9 +442,7 @@ class Campaign(_Folder):
         """The trial of a folder.  Raises RunError when the plan has none of that name."""
         records = self.records()
         if checked(folder) not in records:
-            raise RunError(
-                f"{self.path}: the plan has no trial {folder}; trials: {_list(folder, list(records))}"
-            )
+            raise RunError(f"{self.path}: the plan has no trial {folder}; trials: {_list(folder, list(records))}")
         return TrialDir(self, folder, records[folder])
 
     @cached_property
@@ -505,9 +493,7 @@ def find(results: Path, selector: str) -> Campaign:
     if len(hits) == 1:
         return hits[0]
     what = "several campaigns" if hits else "no such campaign"
-    raise RunError(
-        f"{results}: {selector}: {what}; known: {_list(selector, [c.name for c in hits or known])}"
-    )
+    raise RunError(f"{results}: {selector}: {what}; known: {_list(selector, [c.name for c in hits or known])}")
 
 
 def _list(wanted: str, names: list[str]) -> str:
@@ -557,9 +543,7 @@ class TrialDir(_Folder):
         def owns() -> None:
             newest = self.lease()
             if newest is None or newest["lease"] != lease:
-                raise SupersededError(
-                    f"{self.path}: lease {lease} was taken over; this attempt publishes nothing"
-                )
+                raise SupersededError(f"{self.path}: lease {lease} was taken over; this attempt publishes nothing")
 
         return owns
 
@@ -804,9 +788,7 @@ class Rows:
         self._size += len(data)
 
 
-def lines(
-    path: Path, kind: str, damage: list[str] | None = None, wanted: str = ""
-) -> Iterator[dict[str, Any]]:
+def lines(path: Path, kind: str, damage: list[str] | None = None, wanted: str = "") -> Iterator[dict[str, Any]]:
     """Header and rows of a JSONL file; nothing if there is none.
 
     A torn last line is dropped, other bad lines are skipped and reported in `damage`.  Only the header and
@@ -846,9 +828,7 @@ def rows(
     chosen = None if names is None else tuple(dict.fromkeys(names))
     wanted = "" if chosen is None else '"(?:' + "|".join(map(re.escape, chosen)) + ')"'
     readers = [(a.number, lines(a.metrics, "metrics", damage, wanted)) for a in trial.attempts()]
-    parts = [
-        (n, header["resumed_at_step"], reader) for n, reader in readers if (header := next(reader, None))
-    ]
+    parts = [(n, header["resumed_at_step"], reader) for n, reader in readers if (header := next(reader, None))]
     starts = {start for _, start, _ in parts}
     seen: set[tuple[int, str]] = set()  # at a step where one resumed both attempts may have written
     for i, (number, _, reader) in enumerate(parts):

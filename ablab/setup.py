@@ -18,7 +18,9 @@ def pip(*arguments: str) -> None:
     command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "-c", "constraints.txt", *arguments]
     code = subprocess.run(command, cwd=ROOT).returncode
     if code:
-        print(f"error: pip failed ({code}): needs a package index once; see above, then run make again", file=sys.stderr)
+        print(
+            f"error: pip failed ({code}): needs a package index once; see above, then run make again", file=sys.stderr
+        )
         raise SystemExit(2)
 
 

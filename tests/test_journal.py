@@ -138,9 +138,7 @@ def test_lines_of_an_old_lease_or_out_of_order_are_ignored_and_reported(made):
     state = Journal.of(made).replay()
     assert state.entry(trial.name).state is S.RUNNING and state.entry(trial.name).lease == 2
     assert len(state.problems) == 5
-    assert (
-        state.problems[0] == f"{made.journal}:6: {trial.name} running -> done, lease 1: too late, not counted"
-    )
+    assert state.problems[0] == f"{made.journal}:6: {trial.name} running -> done, lease 1: too late, not counted"
     assert "damaged" in state.problems[2]
 
 

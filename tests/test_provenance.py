@@ -81,9 +81,7 @@ def test_the_patch_turns_the_commit_into_the_tree_that_ran(repo, tmp_path_factor
     assert tree(clone) == found["tree"]
     names = [p for p in repo.rglob("*") if p.is_file() and ".git" not in p.parts]
     assert {p.relative_to(repo): p.read_bytes() for p in names} == {
-        p.relative_to(clone): p.read_bytes()
-        for p in clone.rglob("*")
-        if p.is_file() and ".git" not in p.parts
+        p.relative_to(clone): p.read_bytes() for p in clone.rglob("*") if p.is_file() and ".git" not in p.parts
     }
 
 
@@ -146,12 +144,8 @@ def test_software_is_what_is_installed_and_torch_is_not_imported():
     assert found["python"] == platform.python_version() and found["torch"] == metadata.version("torch")
     assert found["kernel"] == platform.release() and found["packages"]["kconfiglib"] == "14.1.0"
     assert len(found["lock"]) == 64 and found == software()
-    run = (
-        "import sys; from ablab import provenance as p; p.software(); p.code(); print('torch' in sys.modules)"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", run], capture_output=True, text=True, check=True, cwd=provenance.ROOT
-    )
+    run = "import sys; from ablab import provenance as p; p.software(); p.code(); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True, cwd=provenance.ROOT)
     assert out.stdout == "False\n"
 
 

@@ -231,15 +231,11 @@ def test_a_wrong_type_is_named_when_written_and_when_read(tmp_path, change, text
         trial.write("summary", payload)
     assert trial.summary() is None
     trial.file("summary").write_text(json.dumps({"schema": "ablab.summary/1", **payload}))
-    with pytest.raises(
-        RunError, match=text + ".*; the file was edited, damaged or written by another program"
-    ):
+    with pytest.raises(RunError, match=text + ".*; the file was edited, damaged or written by another program"):
         trial.summary()
 
 
-@pytest.mark.parametrize(
-    "body", ["", "{", "[]", "null", "7", '{"a": 1}', '{"schema": "ablab.summary/2"}', "\x00"]
-)
+@pytest.mark.parametrize("body", ["", "{", "[]", "null", "7", '{"a": 1}', '{"schema": "ablab.summary/2"}', "\x00"])
 def test_damaged_and_foreign_files_are_named(tmp_path, body):
     path = tmp_path / "summary.json"
     path.write_text(body)
@@ -529,9 +525,7 @@ def test_bad_lines_are_skipped_and_reported(tmp_path):
     metric_rows(trial, lease)
     path = trial.attempt(1).metrics
     good = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(
-        b"".join([*good[:3], b'{"q": 2, "st\n', b"7\n", b'{"step": 3}\n', *good[3:], b'{"q": 11'])
-    )
+    path.write_bytes(b"".join([*good[:3], b'{"q": 2, "st\n', b"7\n", b'{"step": 3}\n', *good[3:], b'{"q": 11']))
     damage = []
     assert [r["step"] for r in rows(trial, None, damage)] == list(range(1, 11))
     assert len(damage) == 3 and damage[0] == f"{path}:4: not a row; skipped"
