@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""One trial's configuration, bound: an instance of every selected member and the TRAIN, EVAL, SYS sections."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ablab import kconf, plugin
+from ablab.bind import bind
+
+
+class Budget(Enum):
+    """What ends a trial."""
+
+    STEPS = "steps"
+    TOKENS = "tokens"
+    EPOCHS = "epochs"
+    TIME = "time"
+
+
+class Device(Enum):
+    """Where a trial runs; AUTO is resolved before the first trial starts."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Switch(Enum):
+    """torch.compile; AUTO is resolved before the first trial starts."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class Amp(Enum):
+    """Mixed precision; AUTO is resolved before the first trial starts."""
+
+    AUTO = "auto"
+    OFF = "off"
+    BF16 = "bf16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """How a trial trains (TRAIN_*)."""
+
+    budget: Budget
+    steps: int | None
+    tokens: int | None
+    epochs: int | None
+    time: int | None
+    """Seconds of training."""
+    cap_time: int
+    """Seconds of training after which the trial fails; 0 is off."""
+    seed: int
+    batch_effective: int
+    """Sequences in one optimizer step."""
+    batch_micro: int
+    """Sequences in one forward pass; 0 until the campaign has resolved it."""
+    log_steps: int
+    ckpt_interval: int
+    ckpt_keep: int
+    ckpt_best: bool
+    ckpt_every: int
+    stop_patience: int
+
+    def __post_init__(self) -> None:
+        if self.batch_micro and self.batch_effective % self.batch_micro:
+            raise ValueError(
+                f"CONFIG_TRAIN_BATCH_MICRO = {self.batch_micro} does not divide"
+                f" CONFIG_TRAIN_BATCH_EFFECTIVE = {self.batch_effective} ; choose a divisor, or 0 for auto"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eval:
+    """How a trial is evaluated (EVAL_*)."""
+
+    interval: int
+    """Steps between evaluations."""
+    tokens: int
+    """Validation tokens; 0 is the whole split."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sys:
+    """What a trial runs on (SYS_*)."""
+
+    device: Device
+    compile: Switch
+    amp: Amp
+    tf32: bool
+    cudnn_benchmark: bool | None
+    deterministic: bool
+    threads: int
+    """CPU threads; 0 until the campaign has resolved it."""
+    warmup_steps: int
+    alloc_expandable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything that one trial is made of."""
+
+    values: Mapping[str, Any]
+    """Typed values of all visible symbols, in Kconfig order."""
+    data: Any
+    model: Any
+    attention: tuple[Any, ...]
+    mlp: tuple[Any, ...]
+    optim: Any
+    schedule: Any
+    prune: Any
+    train: Train
+    eval: Eval
+    sys: Sys
+
+
+def create(family: str, values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> tuple[Any, ...]:
+    """Instances of the members of a family that `values` select, in Kconfig entry order."""
+    chosen = plugin.selected(family, values)
+    made = []
+    for symbol in chosen:
+        cls = plugin.find(symbol)
+        section = bind(cls.Section, family, values, where)
+        made.append(cls(bind(cls.Config, symbol, values, where), section))
+    return tuple(made)
+
+
+def load(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> RunConfig:
+    """Bind typed values.  Raises BindError or PluginError, both ValueError, naming symbol and origin."""
+
+    def one(family: str) -> Any:
+        (member,) = create(family, values, where)
+        return member
+
+    return RunConfig(
+        values=values,
+        data=one("DATA"),
+        model=one("MODEL"),
+        attention=create("ATTN", values, where),
+        mlp=create("MLP", values, where),
+        optim=one("OPT"),
+        schedule=one("SCHED"),
+        prune=one("PRUNE"),
+        train=bind(Train, "TRAIN", values, where),
+        eval=bind(Eval, "EVAL", values, where),
+        sys=bind(Sys, "SYS", values, where),
+    )
+
+
+def read(path: Path) -> RunConfig:
+    """The configuration in a resolved `.config` file, settled again from the text."""
+    settled = kconf.settle(kconf.load(), [kconf.lex(path)])
+    return load(settled.values, settled.where)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""Optimizers: the update rule of a trial and the policy that belongs to it."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from ablab.plugin import Plugin
+
+
+class Impl(Enum):
+    """How torch runs the update."""
+
+    FUSED = "fused"
+    FOREACH = "foreach"
+    LOOP = "loop"
+
+
+class Optim(Plugin, family="OPT"):
+    """Base of the optimizers."""
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Section:
+        """OPT_* symbols that every optimizer shares."""
+
+        lr: float
+        """Peak learning rate."""
+        weight_decay: float
+        """Decay of the matrices that are not embeddings."""
+        decay_embed: bool
+        clip_norm: float
+        """Global L2 norm above which gradients are scaled down; 0 is off."""
+        impl: Impl
+
+    @abstractmethod
+    def build(self, groups: list[dict]) -> torch.optim.Optimizer:
+        """Called once by build.py.  `groups` are torch parameter groups with `params`, `name` (`decay`, `plain`)
+        and `weight_decay` set; returns the optimizer over exactly those."""

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""Flat storage: weights, gradients and state of all parameters as one buffer each, with a view for each parameter.
+
+A step over a few long buffers is a few kernels, whatever the number of tensors; clipping, zeroing and a later
+all-reduce are one each.
+"""
+
+from collections.abc import Iterable
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ALIGN = 64  # elements: 256 bytes, what a CUDA allocation guarantees and what vectorised kernels want
+
+
+class Arena:
+    """Moves the parameters of all groups into one buffer and gives them gradients in another.
+
+    NOTE from then on `p.data` and `p.grad` are views: assigning either breaks the tie, so gradients are zeroed and
+    never set to None.  Gaps between parameters are zero and stay zero under any elementwise update.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        sets: list[list[nn.Parameter]] = [g["params"] for g in groups]
+        params = [p for s in sets for p in s]
+        sizes = [-(-p.numel() // ALIGN) * ALIGN for p in params]
+        starts = list(accumulate(sizes, initial=0))
+        ends = list(accumulate((len(s) for s in sets), initial=0))
+        self._at = dict(zip(params, starts, strict=False))
+        self.weights = torch.zeros(starts[-1], dtype=params[0].dtype, device=params[0].device)
+        self.grads = torch.zeros_like(self.weights)
+        self.spans = [slice(starts[a], starts[b]) for a, b in pairwise(ends)]
+        """What each group occupies."""
+        for p in params:
+            self.view(self.weights, p).copy_(p.data)
+            p.data = self.view(self.weights, p)
+            p.grad = self.view(self.grads, p)
+
+    def view(self, flat: Tensor, p: nn.Parameter) -> Tensor:
+        """The part of a flat buffer that belongs to a parameter, in its shape."""
+        return flat[self._at[p] : self._at[p] + p.numel()].view(p.shape)
+
+
+class FlatOptimizer(torch.optim.Optimizer):
+    """Base of optimizers over an Arena; `state[p]` holds views, so state is saved by parameter name.
+
+    One step is `gate`, `step`, `zero_grad`.
+    """
+
+    grad_scale: Tensor | None = None
+    """Divides the gradients in `step`."""
+    found_inf: Tensor | None = None
+    """1 if `step` must change nothing; both are torch's own names for what its fused optimizers read."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        self.arena = Arena(groups)
+        super().__init__(groups, {})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        # not torch's: it imports dynamo, one second, and checks what build.py has checked
+        self.param_groups.append(param_group)
+
+    def _patch_step_function(self) -> None:
+        # torch wraps `step` for its profiler, 6 us a step
+        self._step_hooks = ()
+
+    def zeros(self, name: str) -> Tensor:
+        """A zeroed flat buffer whose views are the parameters' state `name`."""
+        flat = torch.zeros_like(self.arena.weights)
+        for p in (p for g in self.param_groups for p in g["params"]):
+            self.state[p][name] = self.arena.view(flat, p)
+        return flat
+
+    @torch.no_grad()
+    def gate(self, loss: Tensor, limit: float) -> Tensor:
+        """The global gradient norm, on the device.  Called once per step, before `step`.
+
+        Sets the clip to norm `limit` (0: none), and makes `step` a no-op if loss or norm is not finite.
+        """
+        norm = torch.linalg.vector_norm(self.arena.grads)
+        # g / max(1, (n + 1e-6) / C) is g * min(1, C / (n + 1e-6)), as in torch.nn.utils.clip_grad_norm_
+        self.grad_scale = ((norm + 1e-6) / limit).clamp_(min=1.0) if limit else None
+        self.found_inf = (norm + loss).mul_(0).ne_(0)  # 0 * inf and 0 * nan are nan, which is not 0
+        return norm
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Zero the gradients; NOTE they cannot be None, whatever is asked for."""
+        self.arena.grads.zero_()
