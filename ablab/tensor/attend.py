@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: MIT
+"""The one softmax of training: causal attention over pieces, with its log-sum-exp, never forming T x T.
+
+B batch, H heads, T queries, S keys, K key dim, V value dim, C channels of a field, W band width.
+
+One causal piece is torch's SDPA.  For lse, or several pieces, there is one fused call per piece, and the
+pieces are merged by their lse (Dao et al. 2022, https://arxiv.org/abs/2205.14135).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ablab.tensor.stage import Ctx, Field, Heads, Mixed, Past, Region
+
+CHUNK = 128  # query rows per step where no fused kernel returns an lse
+Core = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
+
+
+def attend(h: Heads, ctx: Ctx, lse: bool = False) -> tuple[Mixed, Ctx]:
+    """Mix values by the causal softmax of the pieces' logits.
+
+    Called by the host once per block; Rows parts may call it again with other values or pieces.  `lse`: also
+    return the log-sum-exp and the number of keys of each row.  With `Past` in `ctx` every field is cached,
+    and queries see the cached keys too.
+    """
+    past, T = ctx.all(Past), h.q_BHTK.shape[2]
+    pieces = [(p.q_BHTK, _join(p.k, ctx, past), p.region) for p in h.pieces]
+    v = _join((h.value, *h.side.values()), ctx, past)
+    q, k, region = pieces[0]
+    if ctx.start:
+        out, l_BHT = _dense(pieces, v, h.scale, ctx.start)
+    elif lse or len(pieces) > 1 or region.kind != "causal":
+        out, l_BHT = _merge([_piece(q, k, v, r, h.scale) for q, k, r in pieces])
+    else:
+        out, l_BHT = _sdpa(q, k, v, h.scale), None
+    side = {}
+    if h.side:
+        widths = [f.new_BHTC.shape[-1] for f in (h.value, *h.side.values())]
+        out, *rest = out.split(widths, -1)
+        side = dict(zip(h.side, rest, strict=True))
+    if not lse:
+        return Mixed(out, side, None, None), ctx
+    n_T = torch.arange(ctx.start + 1, ctx.start + T + 1, device=out.device)
+    return Mixed(out, side, l_BHT, n_T), ctx
+
+
+def _join(fields: tuple[Field, ...], ctx: Ctx, past: tuple[Past, ...]) -> Tensor:
+    """One BHSC tensor of all channels, the cached tokens in front; a field shared by heads is repeated."""
+    got = [past[0].extend(ctx.layer, f, ctx.start) if past else f.new_BHTC for f in fields]
+    if len(got) == 1:
+        return got[0]
+    n_head = max(t.shape[1] for t in got)
+    return torch.cat([t.expand(-1, n_head, -1, -1) for t in got], -1)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    if q.shape == k.shape == v.shape:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    # NOTE with unequal head dims SDPA falls back to the dense T x T kernel in silence
+    width, V = _eights(max(q.shape[-1], v.shape[-1])), v.shape[-1]
+    q, k, v = (_widen(t, width, q.shape[1]) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[..., :V]
+
+
+def _eights(n: int) -> int:
+    return -(-n // 8) * 8
+
+
+def _widen(t: Tensor, width: int, n_head: int) -> Tensor:
+    """Zero channels up to `width`: no change to a dot product, zeros in a mix."""
+    t = t.expand(-1, n_head, -1, -1)
+    return F.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t
+
+
+def _piece(q: Tensor, k: Tensor, v: Tensor, region: Region, scale: float) -> tuple[Tensor, Tensor]:
+    """(o_BHTV, lse_BHT) of one region; a row that sees no key has o = 0, lse = -inf."""
+    core, V, T, W = _core(q), v.shape[-1], q.shape[2], region.width
+    width = _eights(max(q.shape[-1], V + 1))  # one spare channel at least, for the gradient of lse
+    q, k, v = (_widen(t.to(v.dtype), width, q.shape[1]) for t in (q, k, v))  # gates widen q under autocast
+    if region.kind == "causal" or (region.kind == "band" and W >= T - 1):
+        o, l_BHT = core(q, k, v, None, scale)
+    elif region.kind == "band":
+        o, l_BHT = _band(core, q, k, v, W, scale)
+    elif W >= T - 1:  # far, and nothing is
+        o, l_BHT = v.new_zeros(q.shape), _empty(q, T)
+    else:
+        skip = W + 1
+        o, l_BHT = core(q[:, :, skip:], k[:, :, :-skip], v[:, :, :-skip], None, scale)
+        o, l_BHT = F.pad(o, (0, 0, skip, 0)), torch.cat([_empty(q, skip).to(l_BHT.dtype), l_BHT], -1)
+    return o[..., :V], l_BHT
+
+
+def _empty(q: Tensor, rows: int) -> Tensor:
+    return q.new_full((*q.shape[:2], rows), -torch.inf, dtype=_precise(q))
+
+
+def _precise(t: Tensor) -> torch.dtype:
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def _band(core: Core, q: Tensor, k: Tensor, v: Tensor, W: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The first W queries are plain causal; then blocks of W against their own and the previous W keys."""
+    B, H, T, C = q.shape
+    o, l_BHT = core(q[:, :, :W], k[:, :, :W], v[:, :, :W], None, scale)
+    n_block = -(-T // W) - 1
+    q, k, v = (F.pad(t, (0, 0, 0, (n_block + 1) * W - T)) for t in (q, k, v))
+    q = q[:, :, W:].reshape(B, H * n_block, W, C)
+    pairs = [torch.cat([t[:, :, :-W].reshape(q.shape), t[:, :, W:].reshape(q.shape)], 2) for t in (k, v)]
+    i, j = torch.arange(W, device=q.device)[:, None], torch.arange(2 * W, device=q.device)
+    mask = q.new_zeros(W, 2 * W).masked_fill((j > i + W) | (j < i), -torch.inf)
+    o_far, l_far = core(q, *pairs, mask, scale)
+    o = torch.cat([o, o_far.reshape(B, H, n_block * W, C)], 2)[:, :, :T]
+    return o, torch.cat([l_BHT, l_far.reshape(B, H, n_block * W)], 2)[:, :, :T]
+
+
+def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The softmax over a union of regions from the softmax over each."""
+    if len(parts) == 1:
+        return parts[0]
+    lses = torch.stack([l_BHT for _, l_BHT in parts])
+    l_BHT = lses.logsumexp(0)
+    o = sum((l_x - l_BHT).exp()[..., None] * o_x for (o_x, _), l_x in zip(parts, lses, strict=True))
+    return o.to(parts[0][0].dtype), l_BHT
+
+
+def _dense(
+    pieces: list[tuple[Tensor, Tensor, Region]], v: Tensor, scale: float, start: int
+) -> tuple[Tensor, Tensor]:
+    """Decode: a few queries at positions `start` and up against all S keys, with explicit probabilities."""
+    T, S = pieces[0][0].shape[2], v.shape[2]
+    gap = torch.arange(start, start + T, device=v.device)[:, None] - torch.arange(S, device=v.device)  # i - j
+    s_BHTS = None
+    for q, k, region in pieces:
+        low, high = {"causal": (0, S), "band": (0, region.width), "far": (region.width + 1, S)}[region.kind]
+        logits = (scale * (q @ k.mT)).to(_precise(q))
+        seen = torch.where((gap >= low) & (gap <= high), logits, -torch.inf)
+        s_BHTS = seen if s_BHTS is None else torch.maximum(s_BHTS, seen)
+    l_BHT = s_BHTS.logsumexp(-1)
+    return (s_BHTS - l_BHT[..., None]).exp().to(v.dtype) @ v, l_BHT
+
+
+def _core(q: Tensor) -> Core:
+    """The way to (o, lse) on the device of q.  Square and causal without a mask, any shape under one."""
+    return _Flash.apply if q.device.type in ("cpu", "meta") else _chunked
+
+
+class _Flash(torch.autograd.Function):
+    """torch's CPU flash kernel with a gradient for its lse.
+
+    The raw kernel returns lse without one.  dL/ds_ij = p_ij (dP_ij - d_i + g_i), g the gradient of lse, and
+    the fused backward computes d_i = dO_i . o_i itself: in the spare channel, where v is 0, dO = 1 and o = -g
+    make it d - g and leave dP alone.  NOTE private API: torch is pinned.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask, scale):
+        op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        o, l_BHT = op(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale)
+        ctx.save_for_backward(q, k, v, mask, o, l_BHT)
+        ctx.scale = scale
+        return o, l_BHT
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, do, dl_BHT):
+        q, k, v, mask, o, l_BHT = ctx.saved_tensors
+        op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        do = torch.cat([do[..., :-1], torch.ones_like(do[..., -1:])], -1)
+        o = torch.cat([o[..., :-1], -dl_BHT[..., None].to(o.dtype)], -1)
+        return *op(do, q, k, v, o, l_BHT, 0.0, mask is None, attn_mask=mask, scale=ctx.scale), None, None
+
+
+def _chunked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Any device: a few rows at a time, recomputed in the backward pass."""
+
+    def rows(q: Tensor, k: Tensor, v: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        s = (scale * (q @ k.mT)).to(_precise(q))
+        if mask is None:
+            i = torch.arange(first, first + q.shape[2], device=q.device)[:, None]
+            s = s.masked_fill(torch.arange(k.shape[2], device=q.device) > i, -torch.inf)
+        else:
+            s = s + mask[first : first + q.shape[2]]
+        l_BHT = s.logsumexp(-1)
+        return (s - l_BHT[..., None]).exp().to(v.dtype) @ v, l_BHT
+
+    done = []
+    for first in range(0, q.shape[2], CHUNK):
+        last = min(first + CHUNK, q.shape[2])
+        end = last if mask is None else k.shape[2]
+        part = q[:, :, first:last], k[:, :, :end], v[:, :, :end], first
+        done.append(checkpoint(rows, *part, use_reentrant=False))
+    return torch.cat([o for o, _ in done], 2), torch.cat([l_BHT for _, l_BHT in done], 2)
