@@ -83,6 +83,8 @@ class Trial:
     """Full `.config` text."""
     overrides: tuple[str, ...]
     """`CONFIG_X=v` for what differs from the plan's base."""
+    origins: dict[str, str]
+    """Symbol -> file and line, for what a step or an axis set."""
     superseded: tuple[str, ...]
 
     @property
@@ -520,6 +522,7 @@ def _facts(tree: Tree, settled: Settled, base: Settled) -> dict[str, Any]:
         "values": settled.values,
         "config": settled.config(),
         "overrides": tuple(f"CONFIG_{n}={settled.text[n]}" for n in shown),
+        "origins": {n: settled.where[n] for n in changed if n in settled.where},
         "superseded": settled.superseded,
     }
 
@@ -720,13 +723,14 @@ def frozen(
     retries = ("preempted", "interrupted", "dead", "failed", "diverged", "oom")
     lines = [(layer.name, "\n".join(f"{r.name}={r.text}" for r in layer.requests)) for layer in plan.layers]
     layers = [{"origin": origin, "sha256": _sha(text)} for origin, text in lines]
+    origins = {n: where for n, where in plan.base.where.items() if where != "default"}
     return {
         "name": name,
         "created": created,
         "kind": plan.kind,
         "plan": plan.hash,
         "study": {"name": s.name, "text": s.text, "sha256": _sha(s.text)} if s else None,
-        "base": {"layers": layers, "config": plan.base.config()},
+        "base": {"layers": layers, "config": plan.base.config(), "origins": origins},
         "make_vars": plan.variables,
         "trials": [record(t, (forecast or {}).get(t.id)) for t in plan.trials],
         "skipped": [{"axes": axes, "reason": reason} for axes, reason in plan.skipped],
@@ -748,7 +752,7 @@ def frozen(
 
 def record(trial: Trial, forecast: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A trial as campaign.json and amendments hold it."""
-    names = ("id", "hash", "group", "step", "title", "axes", "seed", "overrides", "superseded")
+    names = ("id", "hash", "group", "step", "title", "axes", "seed", "overrides", "origins", "superseded")
     v, mem_gib = trial.values, max(forecast["mem_gib"]) if forecast else 0.0
     resources = {"gpus": int(v["SYS_DEVICE_CUDA"]), "cpus": v["SYS_THREADS"], "mem_gib": mem_gib}
     return {**{n: getattr(trial, n) for n in names}, "resources": resources, "forecast": forecast}

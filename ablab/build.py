@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""Configuration to running parts: settings in force, model, parameter groups, optimizer, and what is recorded of them."""
+
+import ctypes
+import hashlib
+import json
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ablab import machine, model, provenance
+from ablab.config import Amp, Device, RunConfig, Switch
+from ablab.data import Evaluation
+from ablab.plugin import Plugin
+from ablab.rundir import RunError
+
+TRIM, MMAP_ABOVE = -1, -3  # mallopt parameters, <malloc.h>
+
+
+class DeviceError(RunError):
+    """The device that a trial asks for is not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A model ready to train."""
+
+    model: model.Network
+    optimizer: torch.optim.Optimizer
+    groups: dict[str, int]
+    """Elements of each parameter group."""
+    params: int
+    trainable: int
+    length: int
+    """Tokens of a training sequence."""
+    n_vocab: int
+    """Token ids that exist."""
+    fingerprint: str
+    flops_per_token: int
+
+
+def members(cfg: RunConfig) -> tuple[Plugin, ...]:
+    """All members that a trial is made of, in pipeline order."""
+    return (cfg.data, cfg.model, *cfg.attention, *cfg.mlp, cfg.optim, cfg.schedule, cfg.prune)
+
+
+def resolved(cfg: RunConfig) -> None:
+    """Raises ValueError if something is left to the machine: a campaign decides that once, for all its trials."""
+    s = cfg.sys
+    left = {
+        "SYS_DEVICE_AUTO": s.device is Device.AUTO,
+        "SYS_COMPILE_AUTO": s.compile is Switch.AUTO,
+        "SYS_AMP_AUTO": s.amp is Amp.AUTO,
+        "SYS_THREADS=0": s.threads == 0,
+        "TRAIN_BATCH_MICRO=0": cfg.train.batch_micro == 0,
+    }
+    if auto := [f"CONFIG_{name}" for name, is_left in left.items() if is_left]:
+        raise ValueError(f"{' '.join(auto)}: not decided; start the trial by make, or set plain values")
+
+
+def settle_system(cfg: RunConfig) -> torch.device:
+    """Put the SYS_* settings in force in this process and seed it; returns the device.  Raises DeviceError."""
+    resolved(cfg)
+    if cfg.sys.device is Device.CUDA and not torch.cuda.is_available():
+        raise DeviceError("CONFIG_SYS_DEVICE_CUDA=y: torch sees no device; see make doctor")
+    torch.set_num_threads(cfg.sys.threads)
+    if cfg.sys.deterministic:
+        torch.use_deterministic_algorithms(True)
+    # big blocks stay in the process: mapping and clearing them anew costs 1 to 7 % of a step
+    for option, value in ((MMAP_ABOVE, 32 << 20), (TRIM, 1 << 30)):  # 32 MiB is the most that glibc takes
+        if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+            libc.mallopt(option, value)
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(cfg.train.seed)
+    if cfg.sys.device is Device.CPU:
+        return torch.device("cpu")
+    if cfg.sys.alloc_expandable:
+        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    torch.set_float32_matmul_precision("high" if cfg.sys.tf32 else "highest")
+    torch.backends.cudnn.benchmark = bool(cfg.sys.cudnn_benchmark)
+    return torch.device("cuda", 0)
+
+
+def precision(cfg: RunConfig, device: torch.device) -> AbstractContextManager:
+    """The context of a forward pass; can be entered again and again."""
+    return torch.autocast(device.type, torch.bfloat16) if cfg.sys.amp is Amp.BF16 else nullcontext()
+
+
+def build(cfg: RunConfig, device: torch.device, n_vocab: int | None = None) -> Built:
+    """Model and optimizer of a trial on a device, initialised from TRAIN_SEED.
+
+    `n_vocab` is the tokenizer's size.  Raises ValueError when the configuration fits no model.
+    """
+    network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, n_vocab)
+    fingerprint = model.fingerprint(network)
+    network.to(device)
+    groups = split(network, cfg.optim.section.weight_decay, cfg.optim.section.decay_embed)
+    counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
+    params = list(network.parameters())
+    trainable = sum(p.numel() for p in params if p.requires_grad)
+    assert sum(counts.values()) == trainable, f"groups hold {counts}, the model {trainable}"
+    c = cfg.model.config
+    return Built(
+        model=network,
+        optimizer=cfg.optim.build(groups),
+        groups=counts,
+        params=sum(p.numel() for p in params),
+        trainable=trainable,
+        length=c.block,
+        n_vocab=n_vocab or c.vocab,
+        fingerprint=fingerprint,
+        flops_per_token=network.flops_per_token(c.block),
+    )
+
+
+def split(network: nn.Module, weight_decay: float, decay_embed: bool) -> list[dict[str, Any]]:
+    """Parameter groups `decay` and `plain`, each trainable tensor in one, in the order of the model.
+
+    A tensor decays if it has two or more axes, is no embedding (unless `decay_embed`), and no module names it in
+    NO_DECAY.  A head tied to an embedding is that tensor.
+    """
+    spared = {id(p) for m in network.modules() for p in _spared(m, decay_embed)}
+    named: dict[str, list[nn.Parameter]] = {"decay": [], "plain": []}
+    for p in network.parameters():  # walks each tensor once
+        if p.requires_grad:
+            named["decay" if p.ndim >= 2 and id(p) not in spared else "plain"].append(p)
+    rates = {"decay": weight_decay, "plain": 0.0}
+    groups = [{"name": n, "params": ps, "weight_decay": rates[n], "lr": 0.0} for n, ps in named.items() if ps]
+    seen = [id(p) for g in groups for p in g["params"]]
+    assert len(seen) == len(set(seen)), "a tensor is in two groups"
+    return groups
+
+
+def _spared(module: nn.Module, decay_embed: bool) -> Iterator[nn.Parameter]:
+    if isinstance(module, nn.Embedding) and not decay_embed:
+        yield module.weight
+    yield from (module.get_parameter(n) for n in getattr(module, "NO_DECAY", ()))
+
+
+def describe(built: Built, evaluation: Evaluation) -> dict[str, Any]:
+    """built.json: what was built, measured on the modules."""
+    state = [t for s in built.optimizer.state.values() for t in s.values()]
+    modules = []
+    for path, module in built.model.named_modules():
+        tensors = {n: _tensor(p) for n, p in module.named_parameters(recurse=False)}
+        if tensors:
+            symbol = {"symbol": s} if (s := vars(module).get("symbol")) else {}
+            modules.append({"path": path, "class": type(module).__name__, **symbol, "tensors": tensors})
+    return {
+        "fingerprint": built.fingerprint,
+        "params": built.params,
+        "trainable": built.trainable,
+        "groups": built.groups,
+        "ties": built.model.ties,
+        "state_bytes": sum(t.nbytes for t in state),
+        "flops_per_token": built.flops_per_token,
+        **built.model.facts(),
+        "evaluation": {"sha256": evaluation.sha256, "tokens": evaluation.tokens, "bytes": evaluation.bytes},
+        "modules": modules,
+    }
+
+
+def _tensor(p: nn.Parameter) -> dict[str, Any]:
+    data = p.detach().cpu().contiguous().numpy().data
+    return {"shape": list(p.shape), "dtype": str(p.dtype)[6:], "sha256": hashlib.sha256(data).hexdigest()}

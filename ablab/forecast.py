@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""What a trial will need: memory and time, before it runs."""
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ablab.config import Amp, Budget, Device, RunConfig
+
+# Dense peaks of one device from the makers' datasheets, 2026-11: TFLOP/s in bf16, in fp32 by TF32 where there is TF32.
+PEAKS = {
+    "H200": (989.0, 495.0),
+    "H100 PCIe": (756.0, 378.0),
+    "H100": (989.0, 495.0),
+    "B200": (2250.0, 1125.0),
+    "A100": (312.0, 156.0),
+    "A10G": (70.0, 35.0),
+    "L40S": (362.0, 183.0),
+    "L4": (121.0, 60.0),
+    "RTX 4090": (165.0, 83.0),
+    "RTX 3090": (71.0, 36.0),
+    "MI300X": (1307.0, 654.0),
+    "MI250X": (383.0, 96.0),
+    "W7900": (123.0, 61.0),
+}
+GIB = 1 << 30
+BASE_GIB = (0.3, 0.8)  # of a process: torch on a CPU; torch and a CUDA context
+MEM_BAND = (1.0, 1.15, 1.5)  # allocator slack and what backward holds for a moment, as factors
+TIME_BAND = ((0.85, 0.7), (0.65, 1.0), (0.4, 2.0))  # share of the peak that products reach; factor on dispatch
+DISPATCH_S = 5e-4  # seconds of a block, forward and backward, that no size of the model takes away
+
+
+def peak(cfg: RunConfig, device: torch.device) -> float | None:
+    """FLOP/s that MFU refers to: measured on a CPU, from the datasheet on a GPU, None for one that is not listed."""
+    half = cfg.sys.amp is Amp.BF16
+    if device.type == "cpu":
+        return gemm_rate(torch.bfloat16 if half else torch.float32)
+    name = torch.cuda.get_device_name(device)
+    found = next((rates for key, rates in PEAKS.items() if key in name), None)
+    return found[0 if half else 1] * 1e12 if found and (half or cfg.sys.tf32) else None
+
+
+def gemm_rate(dtype: torch.dtype, size: int = 512, repeats: int = 8) -> float:
+    """FLOP/s of a square matrix product on the CPU with the present number of threads."""
+    a, best = torch.full((size, size), 0.5, dtype=dtype), math.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Bytes by item, and low, likely, high of the whole; hours are None where no peak is known."""
+
+    items: dict[str, int]
+    mem_gib: tuple[float, float, float]
+    hours: tuple[float, float, float] | None
+    steps: int | None
+
+
+def forecast(cfg: RunConfig, n_vocab: int | None, samples: int, rate: float | None) -> Forecast:
+    """What a trial will need.  Weights, gradients and optimizer state are exact, from a model on the meta device;
+    activations are what its forward keeps for backward there.  `samples` are those of an epoch, `rate` is `peak`.
+    """
+    t, c = cfg.train, cfg.model.config
+    with torch.device("meta"):
+        network = cfg.model.build(cfg.attention, cfg.mlp, t.seed, n_vocab)
+        ids = torch.zeros(t.batch_micro, c.block, dtype=torch.long)
+    weights = sum(p.nbytes for p in network.parameters())
+    state = cfg.optim.state_bytes * sum(p.numel() for p in network.parameters())
+    items = {"weights": weights, "gradients": weights, "optimizer": state, "activations": _kept(cfg, network, ids)}
+    exact, base = sum(items.values()), BASE_GIB[cfg.sys.device is Device.CUDA]
+    mem = tuple(exact * factor / GIB + base for factor in MEM_BAND)
+    tokens = t.batch_effective * c.block
+    steps = total_steps(cfg, tokens, samples)
+    if rate is None:
+        return Forecast(items, mem, None, steps)
+    if steps is None:
+        hours = (t.time or 0) / 3600
+        return Forecast(items, mem, (hours, 1.1 * hours, 1.3 * hours), steps)
+    flops = network.flops_per_token(c.block)
+    trained = steps * tokens + (steps // cfg.eval.interval + 2) * cfg.eval.tokens / 3  # forward is a third
+    calls = trained / (t.batch_micro * c.block) * (DISPATCH_S * (c.layers + 1))
+    return Forecast(
+        items, mem, tuple((flops * trained / rate / share + calls * slow) / 3600 for share, slow in TIME_BAND), steps
+    )
+
+
+def _kept(cfg: RunConfig, network: torch.nn.Module, ids: torch.Tensor) -> int:
+    """Bytes that one forward keeps for backward, weights apart."""
+    own = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(t)  # a freed storage would give its address to the next
+        return t
+
+    alive: list[torch.Tensor] = []
+    half = cfg.sys.amp is Amp.BF16
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, half):
+        network(ids, ids)
+    return sum(kept.values())
+
+
+def total_steps(cfg: RunConfig, tokens: int, samples: int) -> int | None:
+    """Optimizer steps of the budget, each of `tokens` tokens; `samples` are those of an epoch.  None for seconds."""
+    t = cfg.train
+    if t.budget is Budget.TOKENS:
+        return -(-(t.tokens or 0) // tokens)
+    return -(-(t.epochs or 0) * samples // t.batch_effective) if t.budget is Budget.EPOCHS else t.steps
+
+
+def table(cases: Iterable[tuple[str, RunConfig]]) -> str:
+    """The forecasts of configurations, as `make estimate` prints them."""
+    lines, total = [], [0.0, 0.0, 0.0]
+    for name, cfg in cases:
+        device = torch.device("cuda" if cfg.sys.device is Device.CUDA and torch.cuda.is_available() else "cpu")
+        known = device.type == "cuda" or cfg.sys.device is Device.CPU
+        vocab = cfg.data.manifest()["tokenizer"]["vocab"]
+        if known and device.type == "cpu":
+            torch.set_num_threads(cfg.sys.threads)
+        found = forecast(cfg, vocab, cfg.data.samples("train", cfg.model.config.block), peak(cfg, device) if known else None)
+        memory = " / ".join(f"{gib:.2f}" for gib in found.mem_gib)
+        items = ", ".join(f"{k} {n / GIB:.2f}" for k, n in sorted(found.items.items(), key=lambda i: -i[1])[:3])
+        span = " / ".join(f"{60 * h:.1f}" for h in found.hours) if found.hours else "unknown"
+        lines.append(f"{name}: memory {memory} GiB ({items}); time {span} min; {found.steps or '?'} steps")
+        total = [a + b for a, b in zip(total, found.hours or (0, 0, 0), strict=True)]
+    lines.append("all, one after another, one seed each: " + " / ".join(f"{60 * h:.1f}" for h in total) + " min")
+    lines.append("low / likely / high; weights, gradients and optimizer are exact, the rest is estimated")
+    return "\n".join(lines)

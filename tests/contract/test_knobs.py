@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""Every knob has a reader, and turning it changes something real: weights, rows, files, or settings in force."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from ablab import config, kconf, plan, plugin
+from tests import trial as tiny
+
+ROOT = Path(__file__).parents[2]
+FEW = "\nCONFIG_TRAIN_STEPS=10\nCONFIG_EVAL_INTERVAL=2\nCONFIG_TRAIN_CKPT_INTERVAL=4\nCONFIG_TRAIN_LOG_STEPS=3"
+# read where this test cannot go; each is still looked for in the source
+ELSEWHERE = {
+    "Sys.alloc_expandable": "acts on a GPU",
+    "Sys.tf32": "acts on a GPU",
+    "Sys.cudnn_benchmark": "acts on a GPU",
+    "Finewebedu.Config.subset": "needs a network",
+    "Finewebedu.Config.tokens": "needs a network",
+    "Openwebtext.Config.tokens": "needs a network",
+    "Tinystories.Config.tokens": "needs a network",
+    "Text.Config.path": "tests/data/test_text.py",
+}
+# turning these changes nothing in ten CPU steps, for the reason given
+STILL = {
+    "TRAIN_CAP_TIME": "acts after the longest time a test may take",
+    "SYS_ALLOC_EXPANDABLE": "acts on a GPU",
+    "SYS_TF32": "acts on a GPU",
+    "SYS_CUDNN_BENCHMARK": "acts on a GPU",
+    "DATA_DIR": "where equal data lies",
+    "TRAIN_CKPT_BEST": "the last step is the best here: tests/test_train.py",
+    "TRAIN_STOP_PATIENCE": "acts once evaluations stop improving: tests/test_train.py",
+}
+
+
+def classes() -> list[type]:
+    found = [config.Train, config.Eval, config.Sys]
+    for family in plugin.FAMILIES:
+        if (ROOT / "ablab" / plugin.FAMILIES[family]).is_dir():
+            found.append(plugin.root(family).Section)
+            found += [plugin.find(s).Config for s in plugin.members(family)]
+    return list(dict.fromkeys(found))
+
+
+def recorded(path: Path):
+    """A `before` that writes the name of each field to `path` when it is first read, construction left out."""
+
+    def before() -> None:
+        out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        seen = set()
+        for cls in classes():
+            names = set(cls.__dataclass_fields__)
+
+            def read(self, name, names=names, cls=cls):
+                if name in names and (cls, name) not in seen:
+                    code = sys._getframe(1).f_code
+                    if code.co_name != "__post_init__" and code.co_filename != "<string>":
+                        seen.add((cls, name))
+                        os.write(out, f"{cls.__qualname__.removesuffix('.None')}.{name}\n".encode())
+                return object.__getattribute__(self, name)
+
+            cls.__getattribute__ = read
+
+    return before
+
+
+def test_every_field_is_read(tmp_path):
+    log = tmp_path / "read"
+    for number, lines in enumerate(
+        [
+            "",
+            "\nCONFIG_SCHED_LINEAR=y\nCONFIG_TRAIN_BUDGET_TOKENS=y\nCONFIG_TRAIN_TOKENS=1280\nCONFIG_TRAIN_STEPS=x",
+            "\nCONFIG_SCHED_CONSTANT=y\nCONFIG_TRAIN_BUDGET_TIME=y\nCONFIG_TRAIN_TIME=1\nCONFIG_TRAIN_STEPS=x",
+            "\nCONFIG_SCHED_WSD=y\nCONFIG_TRAIN_BUDGET_EPOCHS=y\nCONFIG_TRAIN_EPOCHS=1\nCONFIG_TRAIN_STEPS=x",
+            "\nCONFIG_TRAIN_STOP_PATIENCE=1\nCONFIG_TRAIN_CKPT_BEST=y\nCONFIG_TRAIN_CKPT_EVERY=2",
+        ]
+    ):
+        extra = (FEW + lines).replace("\nCONFIG_TRAIN_STEPS=x", "")
+        if "STEPS=x" in lines:
+            extra = extra.replace("\nCONFIG_TRAIN_STEPS=10", "")
+        (tmp_path / str(number)).mkdir()
+        assert tiny.forked(tiny.claim(campaign(tmp_path / str(number), extra)), recorded(log)) == 0
+    read = set(log.read_text().split())
+    fields = {f"{c.__qualname__}.{f}" for c in classes() for f in c.__dataclass_fields__}
+    unread = fields - read - set(ELSEWHERE)
+    assert unread == set()
+    source = "\n".join(p.read_text() for p in (ROOT / "ablab").rglob("*.py"))
+    for name in ELSEWHERE:
+        assert re.search(rf"\.{name.rsplit('.')[-1]}\b", source), name
+
+
+def campaign(folder: Path, extra: str):
+    """A tiny trial in which `extra` may choose other members than the fixture does."""
+    keep, tree = tiny.TINY, kconf.load()
+    chosen = {tree.symbols[line[7:-2]].choice for line in extra.split() if line.endswith("=y")} - {None}
+    base = [line for line in keep.split() if tree.symbols[line[7:].partition("=")[0]].choice not in chosen]
+    if "Budget" in chosen:  # the fixture counts in steps; a budget of another kind has no such symbol
+        base = [line for line in base if "TRAIN_STEPS" not in line]
+    try:
+        tiny.TINY = "\n".join(base) + "\n"
+        return tiny.campaign(folder, extra)
+    finally:
+        tiny.TINY = keep
+
+
+def test_study_fields_are_read():
+    source = "".join((ROOT / f"ablab/{name}.py").read_text() for name in ("plan", "run/__init__", "run/queue"))
+    for field in plan.StudyConfig.__dataclass_fields__:
+        read = field.startswith("retry_") or re.search(rf"settings\.{field}\b", source)
+        assert read, field
+    assert 'f"retry_{' in source
+
+
+def flips() -> list[str]:
+    """One changed line for each symbol that the tiny configuration shows."""
+    settled = tiny.settled(Path("data"), FEW)
+    tree = kconf.load()
+    special = {
+        "MODEL_GPT_HEADS": "4",
+        "MODEL_GPT_VOCAB": "272",
+        "TRAIN_BATCH_MICRO": "4",
+        "TRAIN_BATCH_EFFECTIVE": "8",
+        "TRAIN_STEPS": "11",
+        "MODEL_GPT_BLOCK": "16",
+        "OPT_CLIP_NORM": '"0.01"',
+        "EVAL_TOKENS": "256",
+        "DATA_SYNTH_TOKENS": "30000",
+        "EVAL_INTERVAL": "1",
+        "TRAIN_LOG_STEPS": "5",
+        "TRAIN_CKPT_INTERVAL": "3",
+        "TRAIN_CKPT_KEEP": "1",
+        "TRAIN_CKPT_EVERY": "2",
+        "SYS_THREADS": "2",
+        "SYS_WARMUP_STEPS": "0",
+        "DATA_VAL_FRACTION": '"0.2"',
+    }
+    found = []
+    for name, value in settled.values.items():
+        info = tree.symbols[name]
+        if name.split("_")[0] == "STUDY" or name in STILL or (name in ELSEWHERE):
+            continue
+        if name in special:
+            text = special[name]
+        elif info.choice:
+            if value is True or name.startswith(("SYS_DEVICE", "TRAIN_BUDGET", "DATA_")) or name.endswith("_AUTO"):
+                continue
+            text = "y"
+        elif info.kind == "bool":
+            text = "n" if value else "y"
+        elif info.kind == "int":
+            text = str(int(value) + 1 if value < 4 else int(value) // 2)
+        elif isinstance(value, float):
+            text = f'"{value / 2 if value else 0.25}"'
+        else:
+            continue
+        found.append(f"CONFIG_{name}={text}")
+    return found
+
+
+def effect(folder: Path, extra: str) -> str:
+    """All that an outsider could tell two trials apart by, times left out, as text."""
+    made = campaign(folder, extra)
+    attempt = tiny.claim(made)
+    status = tiny.forked(attempt)
+    manifest = made.manifest() or {}
+    facts = {
+        "status": status,
+        "outcome": tiny.outcome(made) if status == 0 else attempt.read("exit")["message"],
+        "in force": [manifest.get(k) for k in ("resolved", "batch", "budget", "seeds", "data")],
+        "kept": sorted(p.name for p in made.checkpoints.iterdir()) if made.checkpoints.exists() else [],
+        "warm": any("time/warmup_s" in json.dumps(line) for line in tiny.rundir.rows(made)),
+    }
+    return json.dumps(facts, sort_keys=True, default=str)
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    return effect(tmp_path_factory.mktemp("base"), FEW)
+
+
+def test_the_same_configuration_has_the_same_effect(baseline, tmp_path):
+    assert effect(tmp_path, FEW) == baseline
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", flips(), ids=lambda line: line.removeprefix("CONFIG_"))
+def test_turning_a_knob_has_an_effect(line, baseline, tmp_path):
+    assert effect(tmp_path, f"{FEW}\n{line}") != baseline
