@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: MIT
+"""The verbs that run: start, continue, rerun, stop, status, estimate.  No torch is loaded here."""
+
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ablab import kconf, machine, provenance
+from ablab import plan as planning
+from ablab.journal import RERUN, Journal, TrialState
+from ablab.plan import Plan, Trial
+from ablab.run import _display, local
+from ablab.run.queue import BAD, LOG_BYTES, Options, Runner, Stop, child_of, counts, result_line, runner_alive
+from ablab.rundir import Campaign, RunError, campaigns, write_bytes
+
+__all__ = [
+    "Options",
+    "amend",
+    "check",
+    "find_current",
+    "finished",
+    "forecast",
+    "left",
+    "listing",
+    "rerun",
+    "result_line",
+    "resume",
+    "start",
+    "status",
+    "stop",
+]
+
+
+def start(plan: Plan, options: Options) -> int:
+    """Run a plan, or continue the campaign that already runs it; returns the exit code.
+
+    Raises ValueError when nothing can be started: the results folder cannot be written, nobody said yes.
+    """
+    results = _results(plan, options)
+    found = None if options.new else find_current(results, plan)
+    if found:
+        if not finished(found):
+            print(f"continues {found.name}")
+        return resume(found, options)
+    print(_head(plan), flush=True)
+    _ask(plan, options)
+    with Stop() as stop:
+        server = _server(plan.base.config(), [t.overrides for t in plan.trials], options)
+        server.start()  # it loads torch while we go on
+        code, verdict = _check(server, plan.trials, "check" if options.check else "data", options, stop)
+        if code:
+            print(f"nothing was started\nRESULT: exit={code}", flush=True)
+            return code
+        name = options.name or f"{_plain(plan.name)}-{time.strftime('%Y%m%d')}-{plan.hash[:6]}"
+        content = planning.frozen(
+            plan,
+            name=name,
+            created=_now(),
+            code=provenance.code(),
+            data=verdict["data"],
+            check=verdict["check"],
+        )
+        # weights and two moments in fp32: what a checkpoint of the largest trial may take
+        size = max([12 * (t["params"] or 0) for t in verdict.get("trials", ())], default=0)
+        content["policy"] |= {"jobs": plan.settings.jobs, "checkpoint_bytes": size}
+        _check_disk(results, plan, size)
+        configs = {trial.folder: trial.config for trial in plan.trials}
+        campaign = Campaign.create(results, name, content, configs, numbered=options.name is None)
+        runner = Runner(campaign, options, stop, server)
+        runner.run()
+    return runner.conclude()
+
+
+def check(plan: Plan, options: Options, step: str | None = None, mode: str = "check") -> int:
+    """Dry-run the trials of a plan, or of one step of it; returns 0 if all pass.  Raises RunError."""
+    trials = [t for t in plan.trials if step in (None, t.step, t.id)]
+    if not trials:
+        known = " ".join(dict.fromkeys(t.step or t.id for t in plan.trials))
+        raise RunError(f"STEP={step}: not in {plan.name}; steps: {known}")
+    with Stop() as stop:
+        return _check(local.Server(options.preload), trials, mode, options, stop)[0]
+
+
+def forecast(plan: Plan, options: Options) -> int:
+    """Print time and memory that a plan needs, before it is started."""
+    return check(plan, options, mode="forecast")
+
+
+def resume(campaign: Campaign, options: Options) -> int:
+    """Replay the journal, reap the dead, queue what the policy allows, run it; returns the exit code."""
+    if finished(campaign):
+        recorded = campaign.status() or {}
+        code = recorded["exit"]
+        print(f"{campaign.name}: nothing to do; NEW=1 starts another campaign")
+        for state in BAD if code == 1 else ():
+            if state in recorded["counts"]:
+                print(f"from step 0 again: make rerun CAMPAIGN={campaign.name} STATE={state}")
+        print(result_line(campaign, code), flush=True)
+        return code
+    with Stop() as stop:
+        runner = Runner(campaign, options, stop, _server_of(campaign, options))
+        runner.look()
+        runner.requeue()
+        runner.run()
+    return runner.conclude()
+
+
+def rerun(campaign: Campaign, target: str | None, state: str | None, options: Options) -> int:
+    """Run trials again from step 0: those whose id or folder matches the glob `target`, or whose hash starts
+    with it, and whose state is `state`; None matches all.  Raises RunError when none is left."""
+    if not (target or state):
+        raise RunError("rerun: which trials? TARGET=<glob or hash>, STATE=<state>, or both")
+    if state and state not in list(TrialState):
+        raise RunError(f"STATE={state}: no such state; states: {' '.join(TrialState)}")
+    journal, chosen = Journal.of(campaign), []
+    entries = journal.replay()
+    for folder, record in campaign.records().items():
+        named = any(fnmatchcase(n, target or "*") for n in (record["id"], folder))
+        hashed = re.fullmatch("[0-9a-f]{6,64}", target or "") and record["hash"].startswith(target)
+        if (named or hashed) and state in (None, entries.entry(folder).state):
+            chosen.append(folder)
+    if not chosen:
+        what = f"TARGET={target or '*'} STATE={state or 'any'}"
+        ids = " ".join(list(dict.fromkeys(r["id"] for r in campaign.records().values()))[:8])
+        raise RunError(f"{campaign.path}: no trial is {what}; trials: {ids}")
+    if busy := [n for n in chosen if entries.entry(n).state is TrialState.RUNNING]:
+        raise RunError(f"{campaign.path}: {busy[0]} is running; make stop CAMPAIGN={campaign.name} first")
+    for folder in chosen:
+        journal.append(folder, TrialState.QUEUED, reason=RERUN)
+    with Stop() as stop:
+        runner = Runner(campaign, options, stop, _server_of(campaign, options), frozenset(chosen))
+        runner.run()
+    return runner.conclude()
+
+
+def stop(campaign: Campaign) -> str:
+    """Ask all runners of a campaign to stop, and children whose runner is gone; returns what was done."""
+    journal = Journal.of(campaign)
+    write_bytes(campaign.stop_file, f"{time.time():.0f}\n".encode())
+    journal.note("stop", "make stop")
+    running = [n for n, e in journal.replay().items() if e.state is TrialState.RUNNING]
+    for trial in map(campaign.trial, running):
+        lease = trial.lease()
+        if lease and not runner_alive(lease) and (child := child_of(trial, lease)):
+            child.send(local.STOPS[1])
+    return f"{campaign.name}: {len(running)} running; they save and stop, make continue resumes"
+
+
+def status(campaign: Campaign) -> dict[str, Any]:
+    """{campaign, path, counts, exit, result, left_s, basis, problems, trials}; a trial has state, attempt,
+    class, reason, evidence, and while it runs phase, step, loss and eta_s."""
+    entries, trials = Journal.of(campaign).replay(), []
+    for folder, record in campaign.records().items():
+        entry = entries.entry(folder)
+        now = campaign.trial(folder).status() if entry.state is TrialState.RUNNING else None
+        row = {"trial": record["id"], "folder": folder, "state": str(entry.state), "attempt": entry.attempt}
+        row |= {"class": entry.cls, "reason": entry.reason, "evidence": entry.evidence}
+        trials.append(row | {k: now.get(k) if now else None for k in ("phase", "step", "loss", "eta_s")})
+    recorded = campaign.status() or {}
+    return {
+        "campaign": campaign.name,
+        "path": str(campaign.path),
+        "counts": counts(entries, [*campaign.records()]),
+        "exit": recorded.get("exit"),
+        "result": recorded.get("result"),
+        **_display.estimate(campaign, entries),
+        "problems": entries.problems,
+        "trials": trials,
+    }
+
+
+def left(campaign: Campaign) -> str:
+    """The estimate as a line of text."""
+    found = _display.estimate(campaign, Journal.of(campaign).replay())
+    time_left = "unknown" if found["left_s"] is None else _display.duration(found["left_s"])
+    return f"{campaign.name}: {time_left} left ({found['basis']})"
+
+
+def listing(found: dict[str, Any]) -> str:
+    """A `status` as text."""
+    width = max(len(t["trial"]) for t in found["trials"])
+    lines = [f"{found['campaign']}  {' '.join(f'{k}={v}' for k, v in found['counts'].items())}"]
+    for t in found["trials"]:
+        now = f"{t['phase']} step {t['step']}" if t["phase"] else ""
+        loss = "" if t["loss"] is None else f"loss {t['loss']:.4g}"
+        why = "" if t["state"] in ("queued", "running", "done") else f"{t['class'] or ''}: {t['reason']}"
+        words = [f"  {t['trial']:{width}}", f"{t['state']:11}", f"attempt {t['attempt']}", now, loss, why]
+        lines.append("  ".join(w for w in words if w))
+    time_left = "unknown" if found["left_s"] is None else _display.duration(found["left_s"])
+    lines += [f"left: {time_left} ({found['basis']})", *found["problems"]]
+    return "\n".join([*lines, *([found["result"]] if found["result"] else [])])
+
+
+def amend(campaign: Campaign, seeds: str) -> str:
+    """Add trials with `seeds` further seeds to every arm; `make continue` runs them.  Raises RunError."""
+    if not re.fullmatch("[1-9][0-9]{0,3}", seeds):
+        raise RunError(f"ADD_SEEDS={seeds}: not a number of seeds; write ADD_SEEDS=2")
+    journal = Journal.of(campaign)
+    with journal.exclusive():
+        content = {**campaign.content, "trials": [*campaign.records().values()]}
+        trials = planning.amended(content, int(seeds))
+        payload = {"created": _now(), "reason": f"{seeds} further seeds"}
+        payload["trials"] = [planning.record(t) for t in trials]
+        campaign.amend(payload, {t.folder: t.config for t in trials})
+    journal.note("amend", payload["reason"])
+    return f"{campaign.name}: {len(trials)} trials added; make continue CAMPAIGN={campaign.name} runs them"
+
+
+def find_current(results: Path, plan: Plan) -> Campaign | None:
+    """The campaign that runs this plan with this code: the newest unfinished one, else the newest."""
+    wanted = plan.hash, provenance.tree()
+    same = [c for c in campaigns(results) if (c.content["plan"], c.content["code"]["tree"]) == wanted]
+    return next((c for c in reversed(same) if not finished(c)), same[-1] if same else None)
+
+
+def finished(campaign: Campaign) -> bool:
+    """True if continuing would start nothing: every trial is done and verifies, or may not be retried."""
+    entries = Journal.of(campaign).replay()
+    budgets = campaign.content["policy"]["retries"]
+    for trial in campaign.trials():
+        entry = entries.entry(trial.name)
+        if not entry.state.is_finished() or entry.state is TrialState.DEAD or entry.may_retry(budgets):
+            return False
+        if entry.state is TrialState.DONE and not trial.done():
+            return False
+    return (campaign.status() or {}).get("exit") is not None
+
+
+def _server(base: str, overrides: Iterable[Iterable[str]], options: Options) -> local.Server:
+    """The server for the trials of these configurations."""
+    members = local.modules([base, *map("\n".join, overrides)])
+    return local.Server((*options.preload, *members), local.allocator(base))
+
+
+def _server_of(campaign: Campaign, options: Options) -> local.Server:
+    overrides = [t["overrides"] for t in campaign.records().values()]
+    return _server(campaign.content["base"]["config"], overrides, options)
+
+
+def _results(plan: Plan, options: Options) -> Path:
+    """The results folder, made and proven writable.  Raises RunError."""
+    results = kconf.ROOT / (options.results or plan.settings.results)
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=results).close()
+    except OSError as error:
+        text = f"{results}: {error.strerror}: campaigns cannot be written there; choose another folder with O="
+        raise RunError(text) from error
+    return results
+
+
+def _check_disk(results: Path, plan: Plan, checkpoint_bytes: int) -> None:
+    """Raises RunError when what the trials keep does not fit."""
+    need = sum(t.values["TRAIN_CKPT_KEEP"] * checkpoint_bytes + LOG_BYTES for t in plan.trials)
+    free = shutil.disk_usage(results).free
+    if free < need:
+        text = f"{results}: {need >> 20} MiB needed for {len(plan.trials)} trials, {free >> 20} free"
+        raise RunError(f"{text}; make room, lower TRAIN_CKPT_KEEP, or choose another folder with O=")
+
+
+def _head(plan: Plan) -> str:
+    """The listing, the machine, the versions, and what differs from the defaults."""
+    here, found = machine.inventory(), provenance.software()
+    gpus = ", ".join(d.name for d in here.devices) or "no GPU"
+    changed = [line for line in plan.base.minimal().splitlines() if "CONFIG_" in line]
+    lines = [planning.listing(plan).rstrip("\n"), ""]
+    lines.append(f"machine     {here.cpu}, {len(here.cores)} cores, {gpus}")
+    lines.append(f"versions    python {found['python']}, torch {found['torch']}, kernel {found['kernel']}")
+    return "\n".join([*lines, *(f"not default {line}" for line in changed), ""])
+
+
+def _ask(plan: Plan, options: Options) -> None:
+    if not options.yes and not options.tty:
+        raise RunError("no terminal to ask on; YES=1 starts without a question")
+    if not options.yes and input(f"start {len(plan.trials)} trials? [y/N] ").strip().lower() not in (
+        "y",
+        "yes",
+    ):
+        raise RunError("nothing was started")
+
+
+def _check(
+    server: local.Server, trials: Sequence[Trial], mode: str, options: Options, stop: Stop
+) -> tuple[int, dict[str, Any]]:
+    """Have a child prepare the data and do what `mode` says, repeat what it prints; (exit code, verdict)."""
+    with tempfile.TemporaryDirectory(prefix="ablab-") as name:
+        folder, sent = Path(name), False
+        listed = [{"id": t.id, "hash": t.hash, "title": t.title, "config": t.config} for t in trials]
+        (folder / "plan.json").write_text(json.dumps({"trials": listed, "mode": mode}))
+        log = folder / "log.txt"
+        log.touch()
+        child = server.launch(options.checker, name, log=log)
+        with open(log, errors="replace") as text:
+            while not child.gone(0.05):
+                print(text.read(), end="", flush=True)
+                if stop.signals and not sent:
+                    child.send(stop.signals[0])
+                    sent = True
+            print(text.read(), end="", flush=True)
+        path = folder / "verdict.json"
+        verdict = json.loads(path.read_text()) if path.exists() else {}
+    code = 128 + stop.signals[0] if stop.signals else child.code()
+    return 1 if code is None or code < 0 else code, verdict
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _plain(name: str) -> str:
+    """A name that a folder may have."""
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "run"
