@@ -1,0 +1,500 @@
+# SPDX-License-Identifier: MIT
+"""The verbs: `ablab VERB [VARIABLE=value ..]`, each also a make target of the same name."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ablab import configure, kconf
+
+ROOT = kconf.ROOT
+BUDGET = "TIME MAX_ITERS MAX_TOKENS EPOCHS"
+PLAN = f"SEEDS SWEEP STEPS TRACKER JOBS KEEP_GOING O {BUDGET}"
+RUN = "NAME CHECK NEW YES"
+ASK_FROM = 9  # trials from which a start at a terminal is confirmed once
+Vars = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """What a verb calls, the variables that act on it, those that bare words fill in, and whether CONFIG_X does."""
+
+    call: Callable[[Vars], int]
+    takes: tuple[str, ...]
+    bare: tuple[str, ...]
+    symbols: bool
+
+
+VERBS: dict[str, Verb] = {}
+
+
+def verb(name: str, bare: str = "", takes: str = "", symbols: bool = False) -> Callable:
+    """Register a function as a verb; a trailing `+` on a name in `bare` takes all remaining words."""
+
+    def add(call: Callable[[Vars], int]) -> Callable[[Vars], int]:
+        known = dict.fromkeys([*bare.replace("+", "").split(), *takes.split(), "FORMAT", "V"])
+        VERBS[name] = Verb(call, tuple(known), tuple(bare.split()), symbols)
+        return call
+
+    return add
+
+
+def show(v: Vars, text: str, data: Any = None) -> int:
+    """Print `text`, or with FORMAT=json `data` (the text's lines where there is no better form)."""
+    if v.get("FORMAT", "table") == "json":
+        text = json.dumps(text.splitlines() if data is None else data, indent=1, default=str)
+    print(text.rstrip("\n"))
+    return 0
+
+
+def table(v: Vars, found: Any) -> int:
+    """Print a report.table.Table in the form asked for; exit 1 if it is empty."""
+    print(found.render(v.get("FORMAT", "table")).rstrip("\n"))
+    return 0 if found.rows else 1
+
+
+# Configure
+
+
+@verb("defconfig", "NAME", symbols=True)
+def _(v: Vars) -> int:
+    """Load defconfigs/NAME[+FRAGMENT..] (or the base of study NAME, and select it) into .config."""
+    return show(v, configure.defconfig(ROOT, need(v, "NAME"), [configure.make_layer(v)]))
+
+
+@verb("list-defconfigs")
+def _(v: Vars) -> int:
+    """Defconfigs and studies, each with the comment at its head: purpose, hardware, time, expected number."""
+    return show(v, configure.list_defconfigs(ROOT))
+
+
+@verb("menuconfig")
+def _(v: Vars) -> int:
+    """Edit .config in the terminal."""
+    return show(v, configure.menuconfig(ROOT))
+
+
+@verb("olddefconfig", takes="DROP")
+def _(v: Vars) -> int:
+    """Give new symbols their defaults in .config; vanished ones are an error, DROP=1 removes and lists them."""
+    return show(v, configure.olddefconfig(ROOT, v.get("DROP") == "1"))
+
+
+@verb("savedefconfig", "NAME", symbols=True)
+def _(v: Vars) -> int:
+    """Write the minimal form of .config, and of CONFIG_X given here, to defconfigs/NAME."""
+    return show(v, configure.savedefconfig(ROOT, need(v, "NAME"), [configure.make_layer(v)]))
+
+
+@verb("listnewconfig")
+def _(v: Vars) -> int:
+    """Symbols that .config does not mention, with their values."""
+    return show(v, configure.listnewconfig(ROOT))
+
+
+@verb("diffconfig", "A B", symbols=True)
+def _(v: Vars) -> int:
+    """The fragment that turns A (default: the loaded defconfig) into B (default: .config)."""
+    text = configure.diffconfig(ROOT, v.get("A", ""), v.get("B", ""), [configure.make_layer(v)])
+    return show(v, text or "# no difference", text.splitlines())
+
+
+@verb("allyesconfig")
+def _(v: Vars) -> int:
+    """.config with every bool on that can be."""
+    return show(v, configure.allconfig(ROOT, "yes"))
+
+
+@verb("allnoconfig")
+def _(v: Vars) -> int:
+    """.config with every bool off that can be."""
+    return show(v, configure.allconfig(ROOT, "no"))
+
+
+@verb("alldefconfig")
+def _(v: Vars) -> int:
+    """.config of defaults."""
+    return show(v, configure.allconfig(ROOT, "def"))
+
+
+@verb("randconfig", takes="KCONFIG_SEED")
+def _(v: Vars) -> int:
+    """A random valid .config; KCONFIG_SEED repeats one."""
+    return show(v, configure.randconfig(ROOT, v.get("KCONFIG_SEED")))
+
+
+@verb("why", "SYM")
+def _(v: Vars) -> int:
+    """Value, origin and dependencies of SYM=NAME, or what must change for SYM=NAME=value; exit 1 if nothing can."""
+    code, text = configure.why(ROOT, need(v, "SYM"))
+    show(v, text)
+    return code
+
+
+# Run
+
+
+def planned(v: Vars, dotless: bool = True) -> Any:
+    """The plan of .config and the make line; `dotless` loads defconfigs/demo where there is no .config."""
+    from ablab import machine, plan
+
+    if not (ROOT / ".config").exists() and dotless:
+        print("no .config: loading defconfigs/demo; make list-defconfigs shows others, make defconfig-NAME loads one")
+        configure.defconfig(ROOT, "demo")
+    configure.refresh(ROOT)
+    return plan.expand(configure.read(ROOT), v, machine.inventory(), name=configure.origin(ROOT)["defconfig"])
+
+
+def results(v: Vars) -> Path:
+    """The folder of the campaigns: O=, else STUDY_RESULTS."""
+    folder = v.get("O")
+    if folder is None and (ROOT / ".config").exists():
+        folder = kconf.settle(kconf.load(), configure.read(ROOT)).values["STUDY_RESULTS"]
+    return ROOT / (folder or "results")
+
+
+def campaign(v: Vars, unfinished: bool = False) -> Any:
+    """CAMPAIGN=, else the one unfinished campaign, else the newest."""
+    from ablab import run, rundir
+
+    folder = results(v)
+    if "CAMPAIGN" in v:
+        return rundir.find(folder, v["CAMPAIGN"])
+    known = rundir.campaigns(folder)
+    if not known:
+        raise rundir.RunError(f"{folder}: no campaign; make starts one")
+    open_ = [c for c in known if not run.finished(c)]
+    if unfinished and len(open_) > 1:
+        raise rundir.RunError(f"{len(open_)} campaigns are unfinished: CAMPAIGN={' or '.join(c.name for c in open_)}")
+    return open_[0] if len(open_) == 1 else known[-1]
+
+
+def options(v: Vars, trials: int = 0) -> Any:
+    from ablab import report, run
+
+    tty = sys.stdin.isatty() and sys.stdout.isatty()
+
+    def finish(found: Any) -> None:
+        path = report.build(found)
+        print(f"\n{report.summary_table(found)}\n\nreport: {shown(path)}")
+        for picture in sorted(path.parent.glob("*.png")):
+            print(f"        {shown(picture)}")
+
+    return run.Options(
+        results=Path(v["O"]) if "O" in v else None,
+        name=v.get("NAME"),
+        jobs=int(v["JOBS"]) if v.get("JOBS", "auto") != "auto" else None,
+        keep_going=None if "KEEP_GOING" not in v else v["KEEP_GOING"] == "y",
+        check=v.get("CHECK") != "0",
+        yes=v.get("YES") == "1" or not tty or trials < ASK_FROM,
+        new=v.get("NEW") == "1",
+        tty=tty,
+        verbose=v.get("V") == "1",
+        report=finish,
+    )
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+@verb("run", takes=f"{PLAN} {RUN} DRY_RUN", symbols=True)
+def _(v: Vars) -> int:
+    """Plan, check, run or continue, report.  What `make` does; DRY_RUN=1 stops after the dry run."""
+    from ablab import run
+
+    todo = planned(v)
+    if v.get("DRY_RUN") == "1":
+        return run.check(todo, options(v))
+    return run.start(todo, options(v, len(todo.trials)))
+
+
+@verb("plan", takes=PLAN, symbols=True)
+def _(v: Vars) -> int:
+    """What would run and why, without running it."""
+    from ablab import plan
+
+    todo = planned(v)
+    return show(v, plan.listing(todo), plan.as_json(todo))
+
+
+@verb("check", takes=f"{PLAN} STEP STUDY", symbols=True)
+def _(v: Vars) -> int:
+    """Dry-run every step: build, train two steps, evaluate, save, load, resume.  STEP=ID picks one; without
+    .config all shipped studies.  Exit 1 if any fails."""
+    from ablab import machine, plan, run
+
+    if "STUDY" not in v and ((ROOT / ".config").exists() or "STEP" in v):
+        return run.check(planned(v), options(v), v.get("STEP"))
+    names = [v["STUDY"]] if "STUDY" in v else sorted(p.stem for p in (ROOT / "studies").glob("*.study"))
+    plans = [plan.expand(configure.layers(ROOT, n), dict(v), machine.inventory(), name=n) for n in names]
+    return max(run.check(p, options(v), v.get("STEP")) for p in plans)
+
+
+@verb("estimate", "CAMPAIGN", takes=PLAN, symbols=True)
+def _(v: Vars) -> int:
+    """Time and memory before a start; with a running campaign the time left and its basis."""
+    from ablab import run
+
+    return run.forecast(planned(v), options(v)) if "CAMPAIGN" not in v else show(v, run.left(campaign(v)))
+
+
+@verb("continue", "CAMPAIGN", takes="O JOBS KEEP_GOING")
+def _(v: Vars) -> int:
+    """Go on with a campaign: reap the dead, verify what is done, run what is missing.  Deletes nothing."""
+    from ablab import run
+
+    return run.resume(campaign(v, unfinished=True), options(v))
+
+
+@verb("rerun", "TARGET", takes="STATE CAMPAIGN O JOBS KEEP_GOING")
+def _(v: Vars) -> int:
+    """Run trials again from step 0: TARGET=<glob or hash>, STATE=failed, or both."""
+    from ablab import run
+
+    return run.rerun(campaign(v), v.get("TARGET"), v.get("STATE"), options(v))
+
+
+@verb("stop", "CAMPAIGN", takes="O")
+def _(v: Vars) -> int:
+    """Ask the running trials of a campaign to save and leave; `make continue` resumes them."""
+    from ablab import run
+
+    return show(v, run.stop(campaign(v)))
+
+
+@verb("status", "CAMPAIGN", takes="O")
+def _(v: Vars) -> int:
+    """Where a campaign and each of its trials stand."""
+    from ablab import run
+
+    found = run.status(campaign(v))
+    return show(v, run.listing(found), found)
+
+
+@verb("amend", "CAMPAIGN", takes="ADD_SEEDS O")
+def _(v: Vars) -> int:
+    """Add ADD_SEEDS=N further seeds to every arm of a campaign; nothing that exists changes."""
+    from ablab import run
+
+    return show(v, run.amend(campaign(v), v.get("ADD_SEEDS", "")))
+
+
+@verb("data", takes=PLAN, symbols=True)
+def _(v: Vars) -> int:
+    """Fetch and prepare the data set of .config, or verify that it is there."""
+    from ablab import config
+
+    (data,) = config.create("DATA", planned(v).trials[0].values)
+    folder = data.prepare()
+    facts = data.manifest()
+    splits = ", ".join(f"{name} {split['tokens']:,} tokens" for name, split in facts["splits"].items())
+    return show(v, f"{facts['name']}: {splits}, sha256 {facts['sha256'][:12]}, {shown(folder)}", facts)
+
+
+@verb("sample", "TRIAL PROMPT", takes="TOKENS TEMPERATURE TOP_K SEED CAMPAIGN O")
+def _(v: Vars) -> int:
+    """Text from a trained model: TRIAL=<id> PROMPT='ROMEO.' [TOKENS=200 TEMPERATURE=0.8 TOP_K= SEED=1]."""
+    from ablab import infer
+    from ablab.report import query
+
+    trial = query.resolve(results(v), [f"{v.get('CAMPAIGN', 'latest')}/{need(v, 'TRIAL')}"])[0].dir
+    kinds = {"TOKENS": int, "TEMPERATURE": float, "TOP_K": int, "SEED": int}
+    given = {name.lower(): number(name, v[name], kind) for name, kind in kinds.items() if name in v}
+    return show(v, infer.sample(trial, v.get("PROMPT", "\n"), **given))
+
+
+@verb("doctor", takes="O")
+def _(v: Vars) -> int:
+    """Check the machine: devices, versions, compiler, and what the file system under O= can do."""
+    from ablab.run import doctor
+
+    return doctor.main(results(v), v.get("FORMAT", "table"))
+
+
+# Judge
+
+
+@verb("report", "CAMPAIGN", takes="O")
+def _(v: Vars) -> int:
+    """Write report.md, table.csv and the figures of a campaign, from its files alone."""
+    from ablab import report
+
+    found = campaign(v)
+    path = report.build(found)
+    return show(v, f"{report.summary_table(found)}\n\nreport: {shown(path)}")
+
+
+@verb("compare", "A B+", takes="KEY SHOW O")
+def _(v: Vars) -> int:
+    """Trials side by side, baseline A first: metrics, and the symbols that differ.  Exit 3 if they differ in what no
+    study declared; SHOW=anyway prints the values all the same."""
+    from ablab.report import compare
+
+    keys, anyway = words(v, "KEY"), v.get("SHOW") == "anyway"
+    found = compare.compare(results(v), need(v, "A"), need(v, "B").split(), keys, anyway)
+    show(v, "\n\n".join(c.text() for c in found), [asdict(c) for c in found])
+    return max(c.code for c in found)
+
+
+@verb("ls", "SEL+", takes="WHERE SORT O")
+def _(v: Vars) -> int:
+    """Campaigns, or the trials of SEL: CAMPAIGN, CAMPAIGN/TRIAL, a hash prefix, latest or step:ID; globs work.
+    WHERE='state=done and val_loss<3.3', SORT=column."""
+    from ablab.report import query
+
+    return table(v, query.ls(results(v), words(v, "SEL"), v.get("WHERE", ""), v.get("SORT", "")))
+
+
+@verb("keys", "SEL+", takes="PREFIX O")
+def _(v: Vars) -> int:
+    """Metrics of trials: name, unit, points, first and last step.  Exit 1 if there is none."""
+    from ablab.report import query
+
+    return table(v, query.keys(query.resolve(results(v), need(v, "SEL").split()), v.get("PREFIX", "")))
+
+
+@verb("series", "SEL+", takes="KEY X POINTS O")
+def _(v: Vars) -> int:
+    """Points of the metrics in KEY over X=step|tokens|train_s|wall_s|flops; POINTS=N thins the output only."""
+    from ablab.report import query
+
+    trials = query.resolve(results(v), need(v, "SEL").split())
+    points = number("POINTS", v.get("POINTS", "0"), int)
+    return table(v, query.series(trials, need(v, "KEY").replace(",", " ").split(), v.get("X", "step"), points))
+
+
+@verb("diff", "A B", takes="ALL O")
+def _(v: Vars) -> int:
+    """Effective values that differ between two trials, who set them, and what differs in the built model."""
+    from ablab.report import query
+
+    (a,), (b,) = (query.resolve(results(v), [need(v, name)])[:1] for name in "AB")
+    table(v, query.diff(a, b, v.get("ALL") == "1"))
+    return 0
+
+
+@verb("metrics")
+def _(v: Vars) -> int:
+    """The registry of metrics: name, unit, direction, who writes it and when."""
+    from ablab import metrics
+
+    return show(v, metrics.markdown())
+
+
+@verb("help", "VERB")
+def _(v: Vars) -> int:
+    """This list; `make help VERB=plan` prints one verb with its variables."""
+    if "VERB" in v:
+        return show(v, usage(v["VERB"]))
+    first = {name: (each.call.__doc__ or "").partition("\n")[0] for name, each in VERBS.items()}
+    lines = [f"  {name:16} {text}" for name, text in first.items()]
+    develop = "  style test test-all golden bench bench-check gpu-check clean mrproper    for developers"
+    head = "make VERB [VARIABLE=value ..], or ablab VERB; plain make is run, defconfig-NAME is defconfig."
+    known = f"For plan and run: CONFIG_X= {PLAN} {RUN} DRY_RUN.  V=1 shows commands, FORMAT=json is for scripts."
+    return show(v, "\n".join([head, *lines, develop, known]))
+
+
+def usage(name: str) -> str:
+    """The help text of one verb.  Raises ConfigError for an unknown one."""
+    known = lookup(name)
+    symbols = " CONFIG_X=" if known.symbols else ""
+    bare = " ".join(known.bare)
+    text = " ".join((known.call.__doc__ or "").split())
+    return f"ablab {name} {bare}\n{text}\nvariables: {' '.join(known.takes)}{symbols}"
+
+
+def lookup(name: str) -> Verb:
+    if name.startswith("defconfig-"):
+        name = "defconfig"
+    if name not in VERBS:
+        near = kconf.nearest(name, VERBS)
+        raise kconf.ConfigError([f"make: error: {name}: no such target; nearest: {near}; make help lists them"])
+    return VERBS[name]
+
+
+def need(v: Vars, name: str) -> str:
+    """A variable that must be given.  Raises ConfigError."""
+    if not v.get(name):
+        raise kconf.ConfigError([f"make line: error: {name}= is missing; ablab help VERB prints what a verb takes"])
+    return v[name]
+
+
+def words(v: Vars, name: str) -> list[str]:
+    """A variable as a list; blanks and commas divide it."""
+    return v.get(name, "").replace(",", " ").split()
+
+
+def number(name: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise kconf.ConfigError([f"make line: error: {name}={text}: not a number"]) from None
+
+
+def parse(words: Iterable[str], known: Verb, environment: dict[str, str]) -> Vars:
+    """Variables of a call: make's by name from the environment, then `X=value`, `--x value` and bare words."""
+    v = {name: environment.get(name, "") for name in environment.get("ABLAB_MAKE_VARS", "").split()}
+    bare, words = list(known.bare), list(words)
+    while words:
+        word = words.pop(0)
+        option = word.startswith("--")
+        name, given, value = word.lstrip("-").partition("=") if option else word.partition("=")
+        if option:
+            name = name.replace("-", "_").upper()
+            if not given and not words:
+                raise kconf.ConfigError([f"make line: error: {word}: needs a value"])
+            value = value if given else words.pop(0)
+        elif not (given and name.replace("_", "").isalnum() and name.isupper()):
+            if not bare:
+                raise kconf.ConfigError([f"make line: error: {word}: expected VARIABLE=value"])
+            name, value = bare[0].rstrip("+"), word
+            if bare[0].endswith("+"):
+                value = f"{v.get(name, '')} {word}".strip()
+            else:
+                bare.pop(0)
+        v[name] = value
+    return v
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; every error of the user is one text on stderr and exit 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words.pop(0) if words else "help"
+    try:
+        if name == "--no-such-target":
+            lookup(words[0])
+        if name in ("-h", "--help"):
+            name = "help"
+        if "--help" in words:
+            print(usage(name))
+            return 0
+        known = lookup(name)
+        v = parse(
+            [name.removeprefix("defconfig-"), *words] if name.startswith("defconfig-") else words,
+            known,
+            dict(os.environ),
+        )
+        configure.check_environment(os.environ, v)
+        configure.check_variables(v, known.takes, known.symbols)
+        if v.get("FORMAT", "table") not in ("table", "json", "csv"):
+            raise kconf.ConfigError([f"make line: error: FORMAT={v['FORMAT']}: not table, json or csv"])
+        return known.call(v)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        if os.environ.get("ABLAB_TRACE"):
+            raise
+        print(str(error), file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
