@@ -59,6 +59,6 @@ class Hub(Tokens):
                 yield row["text"]
         # the hub client has its own error for each way to fail; what the user can do is always the same
         except Exception as error:
-            cause = f"{self.symbol}: cannot read {files or self.repo}: {type(error).__name__}: {error}"
+            cause = f"{self.symbol}: cannot read {local if files else self.repo}: {type(error).__name__}: {error}"
             fix = f"run 'make data' with a network, or put parquet files with a `text` column in {local}"
             raise DataError(f"{cause}; {fix}") from error
