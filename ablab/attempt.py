@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The life of one attempt: signals, heartbeat, what is recorded of it, and how each end is told from the others."""
+"""The life of one attempt: signals, heartbeat, contracts, and how each end is told from the others."""
 
 import errno
-import hashlib
-import json
 import math
 import os
 import signal
@@ -11,33 +9,21 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ablab import machine, provenance, rundir
-from ablab.build import Built, DeviceError
-from ablab.config import Amp, RunConfig
+from ablab import machine, rundir
+from ablab.build import DeviceError
 from ablab.data import DataError
-from ablab.kconf import DECORATION, Settled
+from ablab.kconf import Settled
 from ablab.plugin import Clause
 from ablab.rundir import AttemptDir, DiskFullError, Rows, SupersededError
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 BEAT_S = 10.0
-KERNELS = ("math", "flash", "efficient", "cudnn")  # in the order of torch.nn.attention.SDPBackend
-DRIFT = (
-    "config",
-    "code.tree",
-    "data.sha256",
-    "software.torch",
-    "devices",
-    "cpu.model",
-    "resolved.threads",
-    "batch",
-)
-"""Parts of a manifest that a resumed attempt must find unchanged."""
 
 
 class StoppedError(Exception):
@@ -80,18 +66,10 @@ class Attempt:
         """The signal that asked for the end; handlers set it and nothing else."""
         self.progress = 0
         self.contracts: dict[str, dict[str, Any]] = {}
-        self.status = {
-            "state": "running",
-            "phase": "start",
-            "attempt": self.dir.number,
-            "lease": self.lease["lease"],
-        }
-        self.status |= {
-            "pid": os.getpid(),
-            "proc_start": machine.proc_start(os.getpid()),
-            "host": machine.host(),
-        }
-        self.status |= {"boot_id": machine.boot_id(), "step": 0, "tokens": 0, "train_s": 0.0, "devices": []}
+        self.status = {"state": "running", "phase": "start", "attempt": self.dir.number}
+        self.status |= {"lease": self.lease["lease"], "pid": os.getpid(), "host": machine.host()}
+        self.status |= {"proc_start": machine.proc_start(os.getpid()), "boot_id": machine.boot_id()}
+        self.status |= {"step": 0, "tokens": 0, "train_s": 0.0, "devices": []}
         self._beats, self._lock, self._end = 0, threading.Lock(), threading.Event()
 
     def phase(self, name: str) -> None:
@@ -109,10 +87,8 @@ class Attempt:
         with self._lock:
             self._beats += 1
             now = {**self.status, "beat": self._beats, "progress": self.progress}
-            try:
+            with suppress(SupersededError, OSError):  # the next save meets the same and knows what to do
                 self.trial.write("status", now, guard=self.guard)
-            except (SupersededError, OSError):
-                pass  # the next save meets the same and knows what to do; a missed beat harms nobody
 
     def beats(self) -> None:
         """Beat until the end: the body of a thread."""
@@ -123,7 +99,7 @@ class Attempt:
         """No beat after this."""
         self._end.set()
 
-    def record(self, kind: str, payload: Mapping[str, Any]) -> None:
+    def write(self, kind: str, payload: Mapping[str, Any]) -> None:
         """Write a file of the trial, as long as the lease is ours."""
         self.patiently(lambda: self.trial.write(kind, payload, guard=self.guard))
 
@@ -213,13 +189,11 @@ class Attempt:
         """The message; one about memory says what to change."""
         text = str(error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError) and self.settled:
-            v = self.settled.values
-            micro = max(
-                (d for d in range(1, v["TRAIN_BATCH_MICRO"]) if v["TRAIN_BATCH_EFFECTIVE"] % d == 0),
-                default=1,
-            )
-            text = f"out of memory in phase {self.status['phase']}: {text.splitlines()[0] if text else ''}"
-            text += f"; make CONFIG_TRAIN_BATCH_MICRO={micro} keeps the effective batch and needs less"
+            v, plan = self.settled.values, self.trial.record.get("forecast")
+            smaller = [d for d in range(1, v["TRAIN_BATCH_MICRO"]) if v["TRAIN_BATCH_EFFECTIVE"] % d == 0]
+            text = f"out of memory in phase {self.status['phase']}: {text.partition(chr(10))[0]}"
+            text += f"; forecast {plan['mem_gib']} GiB" if plan else ""
+            text += f"; make CONFIG_TRAIN_BATCH_MICRO={max(smaller, default=1)} needs less at equal effective batch"
         return text
 
 
@@ -230,101 +204,3 @@ def _json(value: Any) -> Any:
 
 def _name(signum: int) -> str:
     return signal.Signals(signum).name
-
-
-def manifest(
-    settled: Settled,
-    origins: Mapping[str, str],
-    cfg: RunConfig,
-    built: Built,
-    device: torch.device,
-    data: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What runs, less what the attempt adds; settings as torch reports them, not as they were asked for.
-
-    `origins` says which line of which file set a symbol; `data` is the manifest of the prepared set.
-    """
-    t, here, gpu = cfg.train, machine.inventory(), device.type == "cuda"
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
-    backends = torch.backends
-    return {
-        "config": {
-            symbol: {
-                "value": value,
-                "text": settled.text[symbol],
-                "origin": origins.get(symbol, "default"),
-            }
-            for symbol, value in settled.values.items()
-        },
-        "resolved": {
-            "compile": cfg.sys.compile.value,
-            "amp": cfg.sys.amp.value,
-            "tf32": backends.cuda.matmul.allow_tf32 if gpu else None,
-            "cudnn_benchmark": backends.cudnn.benchmark if gpu else None,
-            "attention_kernel": _attention_kernel(cfg, built, device),
-            "threads": torch.get_num_threads(),
-            "workers": 0,
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-        },
-        "batch": {
-            "micro": t.batch_micro,
-            "accum": t.batch_effective // t.batch_micro,
-            "world": 1,
-            "effective": t.batch_effective,
-            "seq_len": built.length,
-            "tokens_per_step": t.batch_effective * built.length,
-        },
-        "budget": {"kind": t.budget.value, "limit": getattr(t, t.budget.value)},
-        "seeds": {"train": t.seed, "data": t.seed, "eval": 0},
-        "data": {
-            "name": data["name"],
-            "sha256": data["sha256"],
-            "tokenizer": data["tokenizer"]["sha256"],
-            "split": hashlib.sha256(json.dumps(data["splits"], sort_keys=True).encode()).hexdigest(),
-            "order_seed": t.seed,
-        },
-        "code": provenance.code(),
-        "software": provenance.software() | versions,
-        "devices": [_device(d) for d in here.devices] if gpu else [],
-        "cpu": {"model": here.cpu, "cores": list(here.cores)},
-        "env": provenance.environment(),
-        "neighbours": [],
-    }
-
-
-def _device(d: machine.Device) -> dict[str, Any]:
-    return {"kind": d.kind, "name": d.name, "uuid": d.uuid, "memory_bytes": d.memory_bytes}
-
-
-def _attention_kernel(cfg: RunConfig, built: Built, device: torch.device) -> str:
-    """What torch picks for causal attention of this head size, dtype and device."""
-    c, dtype = cfg.model.config, torch.bfloat16 if cfg.sys.amp is Amp.BF16 else torch.float32
-    q = torch.empty(1, c.heads, built.length, c.embed // c.heads, dtype=dtype, device=device)
-    return KERNELS[torch._fused_sdp_choice(q, q, q, is_causal=True)]
-
-
-def drift(
-    before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str] = ()
-) -> tuple[list[str], list[str]]:
-    """(keys that differ and may, a line for each that may not) between the manifests of two attempts."""
-    found: dict[str, str] = {}
-    for key in DRIFT:
-        sides = []
-        for side in (before, now):
-            for part in key.split("."):
-                side = side[part]
-            sides.append(_facts(key, side))
-        a, b = sides
-        for name in sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k)):
-            found[name] = f"{a.get(name, 'absent')} before, {b.get(name, 'absent')} now"
-    fine = [name for name in found if {name, name.partition(".")[0]} & set(allowed)]
-    return fine, [f"{name}: {text}" for name, text in found.items() if name not in fine]
-
-
-def _facts(key: str, value: Any) -> dict[str, Any]:
-    if key == "config":
-        chosen = {s: e["text"] for s, e in value.items() if s.partition("_")[0] not in DECORATION}
-        return {f"config.{symbol}": text for symbol, text in chosen.items()}
-    if isinstance(value, Mapping):
-        return {f"{key}.{name}": v for name, v in value.items()}
-    return {key: [d["name"] for d in value] if key == "devices" else value}

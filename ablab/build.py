@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Configuration to running parts: settings in force, model, parameter groups, optimizer, and what is recorded of them."""
+"""Configuration to running parts: settings in force, model, parameter groups, optimizer."""
 
 import ctypes
-import hashlib
-import json
-import math
 import random
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ablab import machine, model, provenance
+from ablab import model
 from ablab.config import Amp, Device, RunConfig, Switch
-from ablab.data import Evaluation
 from ablab.plugin import Plugin
 from ablab.rundir import RunError
 
@@ -143,31 +138,3 @@ def _spared(module: nn.Module, decay_embed: bool) -> Iterator[nn.Parameter]:
     if isinstance(module, nn.Embedding) and not decay_embed:
         yield module.weight
     yield from (module.get_parameter(n) for n in getattr(module, "NO_DECAY", ()))
-
-
-def describe(built: Built, evaluation: Evaluation) -> dict[str, Any]:
-    """built.json: what was built, measured on the modules."""
-    state = [t for s in built.optimizer.state.values() for t in s.values()]
-    modules = []
-    for path, module in built.model.named_modules():
-        tensors = {n: _tensor(p) for n, p in module.named_parameters(recurse=False)}
-        if tensors:
-            symbol = {"symbol": s} if (s := vars(module).get("symbol")) else {}
-            modules.append({"path": path, "class": type(module).__name__, **symbol, "tensors": tensors})
-    return {
-        "fingerprint": built.fingerprint,
-        "params": built.params,
-        "trainable": built.trainable,
-        "groups": built.groups,
-        "ties": built.model.ties,
-        "state_bytes": sum(t.nbytes for t in state),
-        "flops_per_token": built.flops_per_token,
-        **built.model.facts(),
-        "evaluation": {"sha256": evaluation.sha256, "tokens": evaluation.tokens, "bytes": evaluation.bytes},
-        "modules": modules,
-    }
-
-
-def _tensor(p: nn.Parameter) -> dict[str, Any]:
-    data = p.detach().cpu().contiguous().numpy().data
-    return {"shape": list(p.shape), "dtype": str(p.dtype)[6:], "sha256": hashlib.sha256(data).hexdigest()}

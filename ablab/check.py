@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The dry run: every distinct configuration of a plan, shrunk, through everything that a trial does, on one CPU thread."""
+"""The dry run: every distinct configuration of a plan, shrunk, through everything that a trial does."""
 
 import hashlib
 import inspect
@@ -51,20 +51,24 @@ class Case:
 
 
 def main(folder: str) -> int:
-    """Do what folder/plan.json asks for, write folder/verdict.json; 0 if all is well, else 1.
+    """Do what folder/plan.json asks for, write folder/verdict.json; 0 if all is well, 1 if not, 2 for a bad plan.
 
     Mode `data` prepares data, `forecast` prints time and memory, `check` is the dry run.
     """
     torch.set_num_threads(1)
     plan = json.loads((Path(folder) / "plan.json").read_text())
-    cases = _cases(plan["trials"])
+    try:
+        cases = _cases(plan["trials"])
+    except ValueError as error:
+        print(error)
+        return 2
     sets, failures = _data(cases)
     if plan["mode"] == "forecast" and not failures:
         print(forecast.table((c.ids[0], config.load(c.values, c.where)) for c in cases))
     if plan["mode"] == "check":
         for case in cases:
-            _run(case, sets.get(_data_key(case)))
-        _twins(cases)
+            run(case, sets.get(_data_key(case)))
+        twins(cases)
         print(_table(cases))
         for case in (c for c in cases if c.stage):
             print(f"\n{case.ids[0]}: failed in stage {case.stage}: {case.reason}", case.trace, sep="\n")
@@ -105,9 +109,9 @@ def _data(cases: list[Case]) -> tuple[dict[str, dict[str, Any]], list[str]]:
             cfg = config.load(case.values, case.where)
             if cfg.data.offline:
                 cfg.data.prepare()
-            sets[_data_key(case)] = manifest = cfg.data.manifest()
+            manifest = cfg.data.manifest() | {"path": str(cfg.data.folder / "manifest.json")}
+            sets[_data_key(case)] = manifest
             _read(cfg, manifest)
-            manifest["path"] = str(cfg.data.folder / "manifest.json")
             tokens = " ".join(f"{name} {s['tokens']}" for name, s in manifest["splits"].items())
             took = time.perf_counter() - start
             print(f"data {manifest['name']} {manifest['sha256'][:12]}: {tokens} tokens, {took:.2f} s")
@@ -146,21 +150,22 @@ def shrunk(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **{k: v for k, v in small.items() if k in values}}
 
 
-def _run(case: Case, data: Mapping[str, Any] | None) -> None:
-    """All stages of a case, up to the first that fails."""
+def run(case: Case, data: Mapping[str, Any] | None) -> None:
+    """All stages of a case, up to the first that fails; `data` is the manifest of its set."""
     start = time.perf_counter()
     torch.manual_seed(0)
-    rig = Rig(case.values, case.where, data["tokenizer"]["vocab"] if data else None)
-    try:
-        for name, stage in rig.stages().items():
-            case.stage = name
-            stage()
-            case.passed.append(name)
-        case.stage = ""
-    except (CheckError, ValueError) as error:
-        case.reason = str(error)
-    except Exception as error:  # a member may fail in any way; the verdict says how
-        case.reason, case.trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+    with tempfile.TemporaryDirectory(prefix="ablab-") as folder:
+        rig = Rig(case.values, case.where, data["tokenizer"]["vocab"] if data else None, Path(folder))
+        try:
+            for name, stage in rig.stages().items():
+                case.stage = name
+                stage()
+                case.passed.append(name)
+            case.stage = ""
+        except (CheckError, ValueError) as error:
+            case.reason = str(error)
+        except Exception as error:  # a member may fail in any way; the verdict says how
+            case.reason, case.trace = f"{type(error).__name__}: {error}", traceback.format_exc()
     case.params, case.fingerprint = rig.params, rig.fingerprint
     case.seconds = time.perf_counter() - start
 
@@ -168,14 +173,27 @@ def _run(case: Case, data: Mapping[str, Any] | None) -> None:
 class Rig:
     """One shrunk trial; stages build on each other."""
 
-    def __init__(self, values: Mapping[str, Any], where: Mapping[str, str], n_vocab: int | None) -> None:
+    def __init__(self, values: Mapping[str, Any], where: Mapping[str, str], n_vocab: int | None, folder: Path) -> None:
         self.values, self.where, self.n_vocab = values, where, n_vocab
+        self.saved = Checkpoint(folder / "step", 1, 1)
         self.params: int | None = None
         self.fingerprint = ""
         self.live: set[str] = set()
 
     def stages(self) -> dict[str, Callable[[], None]]:
-        names = ("bind", "size", "build", "train", "gradients", "evaluate", "resume", "batch", "causality", "decode", "contracts")
+        names = (
+            "bind",
+            "size",
+            "build",
+            "train",
+            "gradients",
+            "evaluate",
+            "resume",
+            "batch",
+            "causality",
+            "decode",
+            "contracts",
+        )
         return {name: getattr(self, name) for name in names}
 
     def bind(self) -> None:
@@ -192,17 +210,17 @@ class Rig:
     def build(self) -> None:
         self.built = self._built()
         self.fingerprint = self.built.fingerprint
-        again = self._logits(self.built, self._ids(0))
-        _need(torch.equal(again, self._logits(self.built, self._ids(0))), "two forwards of one input differ")
+        once, again = (self._logits(self.built, self._ids(0))[..., :IDS] for _ in range(2))
+        _need(bool(once.isfinite().all()), "logits are not finite at init")
+        _need(torch.equal(once, again), "two forwards of one input differ")
 
     def train(self) -> None:
         """Iterations of micro batches: forward, backward, clip, step; the state after the first is kept."""
         self.start = {n: p.detach().clone() for n, p in self.built.model.named_parameters()}
-        self.saved = Path(tempfile.mkdtemp(prefix="ablab-check-")) / "step"
         for number in range(ITERATIONS):
             self._iterate(self.built, number)
             if number == 0:
-                checkpoint.save(Checkpoint(self.saved, 1, 1), self.built.model, self.built.optimizer, {"step": 1})
+                checkpoint.save(self.saved, self.built.model, self.built.optimizer, {"step": 1})
 
     def gradients(self) -> None:
         names = {n for n, p in self.built.model.named_parameters() if p.requires_grad}
@@ -225,7 +243,7 @@ class Rig:
     def resume(self) -> None:
         """The second iteration, from the checkpoint after the first, gives the same bits."""
         other = self._built()
-        checkpoint.load(Checkpoint(self.saved, 1, 1), other.model, other.optimizer)
+        checkpoint.load(self.saved, other.model, other.optimizer)
         self._iterate(other, 1)
         pairs = zip(self.built.model.named_parameters(), other.model.parameters(), strict=True)
         odd = {name for (name, a), b in pairs if not torch.equal(a, b)}
@@ -311,7 +329,7 @@ def _some(names: set[str]) -> str:
     return " ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
 
 
-def _twins(cases: list[Case]) -> None:
+def twins(cases: list[Case]) -> None:
     """Cases that differ in the model's configuration must differ in what was built."""
     seen: dict[str, tuple[Any, Case]] = {}
     for case in (c for c in cases if c.fingerprint and not c.stage):

@@ -127,7 +127,9 @@ def table(cases: Iterable[tuple[str, RunConfig]]) -> str:
         vocab = cfg.data.manifest()["tokenizer"]["vocab"]
         if known and device.type == "cpu":
             torch.set_num_threads(cfg.sys.threads)
-        found = forecast(cfg, vocab, cfg.data.samples("train", cfg.model.config.block), peak(cfg, device) if known else None)
+        found = forecast(
+            cfg, vocab, cfg.data.samples("train", cfg.model.config.block), peak(cfg, device) if known else None
+        )
         memory = " / ".join(f"{gib:.2f}" for gib in found.mem_gib)
         items = ", ".join(f"{k} {n / GIB:.2f}" for k, n in sorted(found.items.items(), key=lambda i: -i[1])[:3])
         span = " / ".join(f"{60 * h:.1f}" for h in found.hours) if found.hours else "unknown"

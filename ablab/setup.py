@@ -26,7 +26,7 @@ def pip(*arguments: str) -> None:
 
 def main(kind: str) -> None:
     """Install what `kind` needs and mark it done with a file that make compares with constraints.txt."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  this file is what an old interpreter runs
         print("error: python 3.11 or newer is needed: make PYTHON=python3.11", file=sys.stderr)
         raise SystemExit(2)
     print(f"setting up .venv ({kind}): pinned packages, about a minute", flush=True)

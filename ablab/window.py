@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a row is made of: clocks that add up, and losses and gradient norms since the last row, read without a sync per step."""
+"""What a row is made of: clocks that add up, losses and gradient norms since the last row, without a sync per step."""
 
 import math
 import time
@@ -89,7 +89,8 @@ class Window:
 
     def read(self) -> int | None:
         """Fetch what is still on the device; returns the first step that was not finite."""
-        values = torch.stack(self.raw).tolist() if self.raw else []
+        on_host = not self.raw or self.raw[0].is_cpu  # one by one is faster there; elsewhere each is a sync
+        values = [t.item() for t in self.raw] if on_host else torch.stack(self.raw).tolist()
         self.raw.clear()
         for i in range(0, len(values), self.accum + 1):
             *losses, norm = values[i : i + self.accum + 1]

@@ -41,12 +41,9 @@ NO_DATA = {"name": "synth", "sha256": "0" * 64, "tokens": None}
 
 
 def settled(data: Path, extra: str = "") -> kconf.Settled:
-    """The tiny configuration; a line of `extra` takes the place of one for the same symbol."""
-    lines: dict[str, str] = {}
-    for line in (TINY.format(data=data) + extra).split():
-        lines[line.partition("=")[0]] = line
-    layer = kconf.lex(Path("test"), "\n".join(lines.values()) + "\n", "test")
-    return kconf.settle(kconf.load(), [layer])
+    """The tiny configuration, and on top of it `extra`."""
+    texts = (TINY.format(data=data), extra)
+    return kconf.settle(kconf.load(), [kconf.lex(Path("test"), t, f"layer {i}") for i, t in enumerate(texts)])
 
 
 def campaign(tmp_path: Path, extra: str = "", name: str = "test") -> TrialDir:
@@ -81,7 +78,7 @@ def forked(attempt: AttemptDir, before: Callable[[], None] = lambda: None) -> in
         log = os.open(attempt.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        sys.stdout = open(1, "w", closefd=False)  # pytest's own would keep it
+        sys.stdout = open(1, "w", closefd=False)  # pytest's own would keep it  # noqa: SIM115
         code = 99
         try:
             before()

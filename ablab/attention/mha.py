@@ -23,12 +23,8 @@ class Qkv(Project):
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> tuple[Heads, Ctx]:
         B, T, _ = x_BTD.shape
-        qkv = self.qkv(x_BTD.flatten(0, 1)).view(
-            B, T, 3, self.n_head, self.head_dim
-        )  # flat: fewer views in Linear
-        q, k, v = qkv.unbind(
-            2
-        )  # here its backward is one stack in the layout of the Linear, and no copy more
+        qkv = self.qkv(x_BTD.flatten(0, 1)).view(B, T, 3, self.n_head, self.head_dim)  # flat: fewer views in Linear
+        q, k, v = qkv.unbind(2)  # here its backward is one stack in the layout of the Linear, and no copy more
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # BHTK
         pieces = (Piece(q, (Field("k", k),), CAUSAL),)
         return Heads(q, k, v, self.scale, pieces, Field("v", v)), ctx

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).
 
-w *= 1 - lr lam;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+w *= 1 - lr lam;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
+w -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 """
 
 from collections.abc import Callable
@@ -17,7 +18,11 @@ from ablab.plugin import Clause
 
 
 class FlatAdamW(FlatOptimizer):
-    """torch's AdamW, bit for bit, on flat buffers: two kernels a step, one for each group."""
+    """torch's AdamW on flat buffers: two kernels a step, one for each group.
+
+    NOTE bit-equal to torch's over separate tensors, apart from their last elements where a size is no multiple of
+    the vector length: torch's fused CPU kernel rounds those otherwise, and in a flat buffer they are not last.
+    """
 
     def __init__(self, groups: list[dict[str, Any]], beta1: float, beta2: float, eps: float, impl: Impl) -> None:
         super().__init__(groups)

@@ -235,7 +235,7 @@ def finished(campaign: Campaign) -> bool:
 def _server(base: str, overrides: Iterable[Iterable[str]], options: Options) -> local.Server:
     """The server for the trials of these configurations."""
     members = local.modules([base, *map("\n".join, overrides)])
-    return local.Server((*options.preload, *members), local.allocator(base))
+    return local.Server((*options.preload, *members))
 
 
 def _server_of(campaign: Campaign, options: Options) -> local.Server:

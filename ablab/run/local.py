@@ -64,15 +64,13 @@ class Child:
         """True once it has ended; `wait_s` is how long to wait for that."""
         if self.process is not None:
             self.process.join(wait_s)
+            if self.process.exitcode is None and not self.alive():
+                self.process.join(CODE_S)
+            if self.process.exitcode not in (None, SERVER_DIED):
+                return True
             if self.process.exitcode == SERVER_DIED:
                 self.process = None
-            elif self.process.exitcode is not None:
-                return True
-        if self.alive():
-            return False
-        if self.process is not None:
-            self.process.join(CODE_S)
-        return True
+        return not self.alive()
 
     def send(self, signum: int, group: bool = False) -> None:
         """Send a signal to the process, or to its whole session; nothing if it is gone."""
@@ -86,29 +84,24 @@ class Child:
 
 
 class Server:
-    """The forkserver, which loads `preload` first.
+    """The forkserver, which loads `preload` first; for other modules another one is started."""
 
-    `env` may be changed: it holds what a library reads once, when it is loaded, so with other values the next
-    `start` or `launch` starts another server.
-    """
+    loaded: ClassVar[list[str]] = []
+    """Modules of the one server of this process."""
 
-    running: ClassVar[tuple[list[str], dict[str, str]] | None] = None
-    """Preload and variables of the one server of this process."""
-
-    def __init__(self, preload: Sequence[str] = PRELOAD, env: Mapping[str, str] | None = None) -> None:
-        self.env = dict(env or {})
+    def __init__(self, preload: Sequence[str] = PRELOAD) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._preload = [*preload, __name__, "ablab.run._warm"]
 
     def start(self) -> None:
         """Start the server unless it runs; does not wait until torch is loaded."""
-        wanted = {"OPENBLAS_NUM_THREADS": "1", **self.env}  # numpy would start threads as it loads
-        if Server.running not in (None, (self._preload, wanted)):
+        if Server.loaded not in ([], self._preload):
             _forget()
-        Server.running = self._preload, wanted
+        Server.loaded = self._preload
         self._context.set_forkserver_preload(self._preload)
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        with _environment({**wanted, "PYTHONPATH": path}), _silent():
+        env = {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}  # numpy would start threads as it loads
+        with _environment(env), _silent():
             resource_tracker.ensure_running()  # first: it unblocks signals when it starts its process
             with _blocked(), _no_main():
                 forkserver.ensure_running()
@@ -175,12 +168,6 @@ def _forget() -> None:
 
 def _leave(signum: int, frame: Any) -> None:
     sys.exit(75)
-
-
-def allocator(config: str) -> dict[str, str]:
-    """What torch reads once, when it is loaded, for a configuration."""
-    asked = {"CONFIG_SYS_DEVICE_CUDA=y", "CONFIG_SYS_ALLOC_EXPANDABLE=y"} <= set(config.splitlines())
-    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if asked else {}
 
 
 def modules(configs: Iterable[str]) -> tuple[str, ...]:

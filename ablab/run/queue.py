@@ -132,15 +132,13 @@ class Runner:
         self.hearts = Watch(policy["grace_s"])
         self.screen = _display.Screen(campaign, self.names, options.tty, options.verbose)
         self.mine: dict[str, _Running] = {}
-        self.others = 0
-        """Running trials of other runners."""
         self.halt = 0
         """The signal to forward, once we stop."""
         self.failed = False
         self.forced = 0
         """Exit code of a trial that ended before a safe point."""
         self.waits_until = 0.0
-        """When to look for a free device again; 0 if none is waited for."""
+        """When to look for a free device again."""
         self.checkpoint_bytes = policy.get("checkpoint_bytes", 0)
         """The largest checkpoint so far."""
         self.looked, self.published = 0.0, 0
@@ -157,7 +155,7 @@ class Runner:
                 self.looked = time.monotonic()
                 self.look()
             self.launch()
-            if not self.mine and (self.halt or not (self.others or self.waits_until)):
+            if self.idle():
                 break
             if due and self.published < self.journal.replay().seq:
                 self.publish(None)
@@ -239,7 +237,6 @@ class Runner:
         """Watch the heartbeats of our children, and take over trials whose runner is gone."""
         for run in self.mine.values():
             self.watch(run)
-        self.others = 0
         entries = self.journal.replay()
         for name in [n for n, e in entries.items() if e.state is TrialState.RUNNING and n not in self.mine]:
             trial, entry = self.campaign.trial(name), entries.entry(name)
@@ -249,8 +246,6 @@ class Runner:
                 self.settle(trial, entry.attempt, entry.lease)
             elif orphan and not self.halt and (child := child_of(trial, lease)):
                 self.adopt(trial, entry.attempt, entry.lease, child)
-            else:
-                self.others += 1
 
     def adopt(self, trial: TrialDir, attempt: int, lease: int, child: local.Child) -> None:
         """Own a child whose runner is gone."""
@@ -283,16 +278,24 @@ class Runner:
             )
             run.kill_at = now
 
+    def queued(self, entries: Replay) -> str | None:
+        """The next trial to start here; None if there is none or none may be started."""
+        if self.halt or (self.failed and not self.keep_going):
+            return None
+        return next((n for n in self.todo if entries.entry(n).state is TrialState.QUEUED), None)
+
+    def idle(self) -> bool:
+        """True if nothing is left to do: none is ours, none may be started, and none runs elsewhere that may yet
+        come back to the queue."""
+        entries = self.journal.replay()  # one look: between two a trial could go from one to the other
+        elsewhere = not self.halt and any(e.state is TrialState.RUNNING for e in entries.values())
+        return not (self.mine or elsewhere or self.queued(entries))
+
     def launch(self) -> None:
         """Start queued trials while there is room."""
-        entries = self.journal.replay()
         if time.monotonic() < self.waits_until:
             return
-        self.waits_until = 0.0
-        while len(self.mine) < self.jobs and not self.halt and (self.keep_going or not self.failed):
-            queued = (n for n in self.todo if entries.entry(n).state is TrialState.QUEUED)
-            if (name := next(queued, None)) is None:
-                return
+        while len(self.mine) < self.jobs and (name := self.queued(self.journal.replay())):
             trial = self.campaign.trial(name)
             if refusal := self.refusal(trial):
                 self.failed = True
@@ -316,7 +319,6 @@ class Runner:
         attempt = trial.attempt(lease["attempt"])
         slot = min(set(range(self.jobs)) - {r.slot for r in self.mine.values()})
         kills = local.oom_kills()
-        self.server.env = local.allocator(trial.config.read_text())
         try:
             child = self.server.launch(
                 self.options.target,

@@ -127,9 +127,7 @@ def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return o.to(parts[0][0].dtype), l_BHT
 
 
-def _dense(
-    pieces: list[tuple[Tensor, Tensor, Region]], v: Tensor, scale: float, start: int
-) -> tuple[Tensor, Tensor]:
+def _dense(pieces: list[tuple[Tensor, Tensor, Region]], v: Tensor, scale: float, start: int) -> tuple[Tensor, Tensor]:
     """Decode: a few queries at positions `start` and up against all S keys, with explicit probabilities."""
     T, S = pieces[0][0].shape[2], v.shape[2]
     gap = torch.arange(start, start + T, device=v.device)[:, None] - torch.arange(S, device=v.device)  # i - j

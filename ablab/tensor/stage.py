@@ -90,7 +90,7 @@ class Ctx(NamedTuple):
 
     def next(self, *values: Any) -> "Ctx":
         """For the next block: Coupling, Past, start and these; the rest ends here."""
-        kept = tuple([v for v in self.values if isinstance(v, Coupling | Past)])
+        kept = tuple([v for v in self.values if isinstance(v, (Coupling, Past))])
         return Ctx(kept + values, self.start, self.layer + 1)
 
     def all(self, kind: type[C]) -> tuple[C, ...]:

@@ -19,6 +19,7 @@ def test_a_campaign_runs_without_network_and_tracker(tmp_path, monkeypatch, capf
         monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
     variables = {
         "SEEDS": "2",
+        "JOBS": "2",
         "MAX_ITERS": "20",
         "CONFIG_EVAL_INTERVAL": "4",
         "CONFIG_DATA_SHAKESPEARE": "y",

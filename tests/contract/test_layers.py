@@ -22,7 +22,19 @@ L0 = {
     "machine",
     "metrics",
 }
-L2 = {"config", "build", "train", "attempt", "window", "evaluate", "checkpoint", "check", "forecast", "infer"}
+L2 = {
+    "config",
+    "build",
+    "train",
+    "attempt",
+    "record",
+    "window",
+    "evaluate",
+    "checkpoint",
+    "check",
+    "forecast",
+    "infer",
+}
 L3 = {"run", "report"}
 OUTSIDE = {"torch", "numpy", "safetensors", "kconfiglib", "menuconfig", "matplotlib", "tiktoken", "datasets"}
 

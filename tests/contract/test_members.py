@@ -215,9 +215,7 @@ def test_meta_build_has_the_same_tensors(symbol):
     with torch.device("meta"):
         light = assemble(typed(symbol))
     real = make(symbol)
-    assert [(n, p.shape) for n, p in light.named_parameters()] == [
-        (n, p.shape) for n, p in real.named_parameters()
-    ]
+    assert [(n, p.shape) for n, p in light.named_parameters()] == [(n, p.shape) for n, p in real.named_parameters()]
     assert light.facts() == real.facts()
 
 

@@ -26,7 +26,7 @@ def test_the_walkthrough_adds_a_working_member(tmp_path):
     (tmp_path / "ablab/attention/gain.py").write_text(code)
     suite = ["tests/contract/test_members.py", "tests/contract/test_kconfig.py", "-k", "GAIN or symbol or field"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *suite],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *suite],
         cwd=tmp_path,
         capture_output=True,
         text=True,

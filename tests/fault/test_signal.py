@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from ablab import run
+from ablab import machine, run
 from ablab.journal import Journal
 from tests.run import drive
 
@@ -77,8 +77,9 @@ def test_make_stop_reaches_a_child_without_runner(tmp_path):
     campaign, runner = started(tmp_path, [WISH])
     drive.kill(runner.pid)
     runner.communicate()
+    (pid,) = drive.running(campaign)
     run.stop(campaign)
-    drive.wait(lambda: campaign.trials()[0].attempt(1).exit.exists())
+    drive.wait(lambda: machine.proc_start(pid) is None)
     assert saves(campaign) == [1]
     assert run.resume(campaign, drive.options()) == 0
     assert drive.attempts(campaign) == [2]

@@ -35,11 +35,6 @@ def sleep(folder: str) -> int:
     return 0
 
 
-def allocator(folder: str) -> int:
-    print(os.environ.get("PYTORCH_ALLOC_CONF"))
-    return 0
-
-
 def threads(folder: str) -> int:
     """Threads of this process and of the server, and whether torch came with it."""
     print(len(os.listdir("/proc/self/task")), len(os.listdir(f"/proc/{os.getppid()}/task")), "torch" in sys.modules)

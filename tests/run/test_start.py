@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """From a plan to a campaign: what is asked, checked, created, continued, and what is not."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -151,6 +152,13 @@ def test_amend_adds_trials_and_continue_runs_only_them(tiny, tmp_path):
         run.amend(campaign, "x")
 
 
-def test_the_runner_loads_no_torch(tiny, tmp_path):
-    assert run.start(tiny, options(tmp_path)) == 0
-    assert "torch" not in sys.modules
+def test_the_runner_loads_no_torch(tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+from tests.run import drive
+todo, options = drive.real(Path({str(tmp_path / "results")!r}), "tests.run.child:main")
+print(drive.run.start(todo, options), "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=drive.ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["0 False"], done.stderr

@@ -29,9 +29,7 @@ def inputs(T=T, width=K, side=0, n_key=H):
 
 def heads(t, regions=(CAUSAL,)):
     keys = [(t["q"], t["k"]), (t["q2"], t["k2"])]
-    pieces = tuple(
-        Piece(q, (Field(f"k{n}", k),), r) for n, ((q, k), r) in enumerate(zip(keys, regions, strict=False))
-    )
+    pieces = tuple(Piece(q, (Field(f"k{n}", k),), r) for n, ((q, k), r) in enumerate(zip(keys, regions, strict=False)))
     side = {Zee: Field("z", t["z"])} if "z" in t else {}
     return Heads(t["q"], t["k"], t["v"], SCALE, pieces, Field("v", t["v"]), side)
 
@@ -172,9 +170,7 @@ def test_a_tied_field_is_cached_once():
     assert past.values_per_token() == H * K
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning"
-)  # torch 2.13 warns at itself
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.13 warns at itself
 @pytest.mark.parametrize("regions", [(CAUSAL,), (Region("band", 6), Region("far", 6))])
 def test_compiled_equals_eager(regions):
     t = inputs()

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: MIT
+"""What a trial leaves besides rows: manifest.json, built.json, summary.json, and what was measured for them.
+
+`loop` is the train.Loop throughout.
+"""
+
+import hashlib
+import json
+import math
+import resource
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ablab import machine, metrics, provenance, rundir
+from ablab.attempt import EffectError
+from ablab.build import Built
+from ablab.config import Amp
+from ablab.kconf import DECORATION
+from ablab.rundir import Checkpoint, RunError
+from ablab.window import CLOCKS, TRAINING
+
+KERNELS = ("math", "flash", "efficient", "cudnn")  # in the order of torch.nn.attention.SDPBackend
+DRIFT = (
+    "config",
+    "code.tree",
+    "data.sha256",
+    "software.torch",
+    "devices",
+    "cpu.model",
+    "resolved.threads",
+    "batch",
+)
+"""Parts of a manifest that a resumed attempt must find unchanged."""
+GIB = 1 << 30
+FINAL = ("train_loss", "train_perplexity", "val_loss", "val_perplexity", "val_bpb", "learning_rate", "grad_norm")
+
+
+def begin(loop: Any, data: Mapping[str, Any], place: Checkpoint | None) -> None:
+    """Write manifest and built, print what runs.  Raises RunError if a resumed trial would not be the same.
+
+    `data` is the manifest of the prepared set, `place` what the attempt goes on from.
+    """
+    a = loop.attempt
+    what = manifest(loop, data)
+    if place:
+        before = a.trial.attempt(place.attempt).read("manifest") or {}
+        allowed, refused = drift(before, what, a.lease.get("allow_drift") or ())
+        if refused:
+            text = "\n".join([f"{a.trial.path}: cannot go on from {place.name}, for these differ:", *refused])
+            raise RunError(f"{text}\nmake rerun starts at step 0; ALLOW_DRIFT=key,.. goes on and records it")
+        stamp = rundir.stamp(place.file("checkpoint"))["sha256"]
+        what["resume"] = {"step": place.step, "checkpoint": place.name, "sha256": stamp, "drift": allowed}
+    if what["code"]["dirty"]:
+        rundir.write_bytes(a.dir.patch, provenance.patch())
+    a.dir.write("manifest", what)
+    a.write("manifest", what)
+    a.write("built", {"attempt": a.dir.number, **built(loop)})
+    a.status["devices"] = [d["uuid"] for d in what["devices"]]
+    b, r, model = what["batch"], what["resolved"], loop.built
+    names = [d["name"] for d in what["devices"]] or [what["cpu"]["model"]]
+    print(
+        f"trial    {a.trial.record['id']} attempt {a.dir.number}: {a.trial.record['title']}",
+        *(f"  {line}" for line in a.settled.minimal().splitlines()),
+        f"device   {' '.join(names)}; {', '.join(f'{k} {v}' for k, v in r.items() if v is not None)}",
+        f"versions torch {torch.__version__}, python {what['software']['python']}",
+        f"batch    {b['micro']} micro x {b['accum']} accumulation x {b['world']} = {b['effective']} sequences"
+        f" x {b['seq_len']} tokens = {b['tokens_per_step']} tokens a step",
+        f"budget   {what['budget']['limit']} {what['budget']['kind']}, {loop.total or '?'} steps",
+        f"model    {model.params} parameters, {model.groups}, fingerprint {model.fingerprint[:12]}",
+        f"resumes  {place.name}" if place else "starts   at step 0",
+        sep="\n",
+        flush=True,
+    )
+
+
+def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """manifest.json: what runs, with settings as torch reports them, not as they were asked for."""
+    a, t, s, here = loop.attempt, loop.cfg.train, loop.attempt.settled, machine.inventory()
+    gpu, length = loop.device.type == "cuda", loop.built.length
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
+    return {
+        "campaign": a.trial.campaign.name,
+        "trial": {k: a.trial.record[k] for k in ("id", "hash", "group")},
+        "attempt": a.dir.number,
+        "lease": a.lease["lease"],
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "config": {
+            symbol: {"value": value, "text": s.text[symbol], "origin": s.where.get(symbol, "default")}
+            for symbol, value in s.values.items()
+        },
+        "resolved": {
+            "compile": loop.cfg.sys.compile.value,
+            "amp": loop.cfg.sys.amp.value,
+            "tf32": torch.backends.cuda.matmul.allow_tf32 if gpu else None,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark if gpu else None,
+            "attention_kernel": _attention_kernel(loop),
+            "threads": torch.get_num_threads(),
+            "workers": 0,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+        },
+        "batch": {
+            "micro": t.batch_micro,
+            "accum": loop.accum,
+            "world": 1,
+            "effective": t.batch_effective,
+            "seq_len": length,
+            "tokens_per_step": loop.work.tokens,
+        },
+        "budget": {"kind": t.budget.value, "limit": getattr(t, t.budget.value)},
+        "seeds": {"train": t.seed, "data": t.seed, "eval": 0},
+        "data": {
+            "name": data["name"],
+            "sha256": data["sha256"],
+            "tokenizer": data["tokenizer"]["sha256"],
+            "split": hashlib.sha256(json.dumps(data["splits"], sort_keys=True).encode()).hexdigest(),
+            "order_seed": t.seed,
+        },
+        "code": provenance.code(),
+        "software": provenance.software() | versions,
+        "devices": [_device(d) for d in here.devices] if gpu else [],
+        "cpu": {"model": here.cpu, "cores": list(here.cores)},
+        "env": provenance.environment(),
+        "neighbours": [],
+        "resume": None,
+    }
+
+
+def _device(d: machine.Device) -> dict[str, Any]:
+    return {"kind": d.kind, "name": d.name, "uuid": d.uuid, "memory_bytes": d.memory_bytes}
+
+
+def _attention_kernel(loop: Any) -> str:
+    """What torch picks for causal attention of this head size, dtype and device."""
+    c, dtype = loop.cfg.model.config, torch.bfloat16 if loop.cfg.sys.amp is Amp.BF16 else torch.float32
+    q = torch.empty(1, c.heads, loop.built.length, c.embed // c.heads, dtype=dtype, device=loop.device)
+    return KERNELS[torch._fused_sdp_choice(q, q, q, is_causal=True)]
+
+
+def drift(
+    before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str] = ()
+) -> tuple[list[str], list[str]]:
+    """(keys that differ and may, a line for each that may not) between the manifests of two attempts."""
+    a, b = ({k: v for key in DRIFT for k, v in _facts(key, side).items()} for side in (before, now))
+    found = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+    fine = [k for k in found if {k, k.partition(".")[0]} & set(allowed)]
+    lines = [f"{k}: {a.get(k, 'absent')} before, {b.get(k, 'absent')} now" for k in found if k not in fine]
+    return fine, lines
+
+
+def _facts(key: str, value: Any) -> dict[str, Any]:
+    """The values below a key of a manifest, by their full keys."""
+    for part in key.split("."):
+        value = value[part]
+    if key == "config":
+        decides = (s for s in value if s.partition("_")[0] not in DECORATION)
+        return {f"config.{s}": value[s]["text"] for s in decides}
+    if isinstance(value, Mapping):
+        return {f"{key}.{name}": v for name, v in value.items()}
+    return {key: [d["name"] for d in value] if key == "devices" else value}
+
+
+def built(loop: Any) -> dict[str, Any]:
+    """built.json: what was built, measured on the modules."""
+    b, e = loop.built, loop.evaluation
+    modules = []
+    for path, module in b.model.named_modules():
+        if found := {n: _tensor(p) for n, p in module.named_parameters(recurse=False)}:
+            symbol = {"symbol": s} if (s := vars(module).get("symbol")) else {}
+            modules.append({"path": path, "class": type(module).__name__, **symbol, "tensors": found})
+    return {
+        "fingerprint": b.fingerprint,
+        "params": b.params,
+        "trainable": b.trainable,
+        "groups": b.groups,
+        "ties": b.model.ties,
+        "state_bytes": sum(t.nbytes for s in b.optimizer.state.values() for t in s.values()),
+        "flops_per_token": b.flops_per_token,
+        **b.model.facts(),
+        "evaluation": {"sha256": e.sha256, "tokens": e.tokens, "bytes": e.bytes},
+        "modules": modules,
+    }
+
+
+def _tensor(p: Tensor) -> dict[str, Any]:
+    data = p.detach().cpu().contiguous().numpy().data
+    return {"shape": list(p.shape), "dtype": str(p.dtype)[6:], "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def summary(loop: Any, stop: str) -> dict[str, Any]:
+    """summary.json: what came out.  Raises EffectError when the primary metric was never written."""
+    a, clocks, work, window = loop.attempt, loop.clocks, loop.work, loop.window
+    total_s, train_s, tokens = clocks.total(), clocks.training(), loop.step * work.tokens
+    chosen = a.trial.campaign.content["registration"].get("metric") or {"key": "val_loss", "mode": "final"}
+    key, mode = chosen["key"], chosen["mode"]
+    points = [(r["m"][key], r["step"]) for r in rundir.rows(a.trial, [key]) if r["m"][key] is not None]
+    if not points:
+        raise EffectError(f"{key}: the primary metric was never written")
+    value, step = {"final": points[-1], "min": min(points), "max": max(points)}[mode]
+    ms = sorted(loop.step_ms) or [1e3 * train_s / loop.step]
+    peak, plan = peak_bytes(loop.device), a.trial.record.get("forecast")
+    breaks = sum(torch._dynamo.utils.counters["graph_break"].values()) if loop.graphs else 0
+    return {
+        "trial": a.trial.name,
+        "attempt": a.dir.number,
+        "attempts": len(a.trial.attempts()),
+        "stop": stop,
+        "primary": {"key": key, "value": value, "direction": metrics.get(key).better or "lower", "step": step},
+        "final": {n: v for n, v in loop.latest.items() if n in FINAL and math.isfinite(v)},
+        "best": {"val_loss": {"value": loop.best[0], "step": loop.best[1]}} if loop.best else {},
+        "used": {
+            "steps": loop.step,
+            "tokens": tokens,
+            "train_s": train_s,
+            **{f"{n}_s": clocks.spent[n] for n in CLOCKS if n not in TRAINING},
+            "total_s": total_s,
+        },
+        "perf": {
+            "tok_per_s": tokens / train_s,
+            "step_ms_p50": ms[len(ms) // 2],
+            "step_ms_p95": ms[len(ms) * 95 // 100],
+            "mfu": loop.step * work.flops / train_s / work.peak if work.peak else None,
+            "peak_mem_bytes": peak,
+            "epoch_s_mean": window.epoch_s / window.epoch if window.epoch else None,
+        },
+        "model": {k: getattr(loop.built, k) for k in ("params", "trainable", "fingerprint")},
+        "compile": {"graphs": loop.graphs, "breaks": breaks} if loop.graphs else None,
+        "contracts": list(a.contracts.values()),
+        "forecast": {**plan, "actual": [peak / GIB, total_s / 3600]} if plan else None,
+    }
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Gauges of memory: of the process its peak so far, of a GPU the peaks since they were last read."""
+    m = {"memory/host_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)}
+    if device.type == "cuda":
+        peak_bytes(device)
+        m["memory/allocated_peak_gib"] = torch.cuda.max_memory_allocated() / GIB
+        m["memory/reserved_peak_gib"] = torch.cuda.max_memory_reserved() / GIB
+        torch.cuda.reset_peak_memory_stats()
+    return m
+
+
+_peaks = [0]  # `memory` resets what torch counts
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that was in use: of the device, or of the process on a CPU."""
+    if device.type == "cpu":
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _peaks.append(max(_peaks.pop(), torch.cuda.max_memory_allocated()))
+    return _peaks[0]
+
+
+def tensors(b: Built) -> dict[str, float]:
+    """Memory by kind, counted on the tensors."""
+    params, state = list(b.model.parameters()), b.optimizer.state.values()
+    return {
+        "memory/weights_gib": sum(p.nbytes for p in params) / GIB,
+        "memory/grads_gib": sum(p.grad.nbytes for p in params if p.grad is not None) / GIB,
+        "memory/optimizer_gib": sum(t.nbytes for s in state for t in s.values()) / GIB,
+    }

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""Forecasts: exact where they say so, inside their band where not, None where nothing is known."""
+
+import math
+
+import pytest
+import torch
+
+from ablab import build, config, forecast
+from tests import trial as tiny
+
+CPU = torch.device("cpu")
+
+
+def load(tmp_path, extra=""):
+    s = tiny.settled(tmp_path, extra)
+    return config.load(s.values, s.where)
+
+
+def test_what_is_exact_equals_the_built_model(tmp_path):
+    cfg = load(tmp_path)
+    built = build.build(cfg, CPU, 256)
+    items = forecast.forecast(cfg, 256, 561, 1e11).items
+    assert items["weights"] == items["gradients"] == sum(p.nbytes for p in built.model.parameters())
+    state = [t for s in built.optimizer.state.values() for k, t in s.items() if k != "step"]
+    assert items["optimizer"] == sum(t.nbytes for t in state)
+
+
+def test_activations_on_the_meta_device_are_those_of_the_real_forward(tmp_path):
+    cfg = load(tmp_path)
+    network = cfg.model.build(cfg.attention, cfg.mlp, 1, 256)
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept = {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t
+        return t
+
+    ids = torch.zeros(cfg.train.batch_micro, 32, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        network(ids, ids)
+    real = sum(t.untyped_storage().nbytes() for p, t in kept.items() if p not in own)
+    assert forecast.forecast(cfg, 256, 561, None).items["activations"] == pytest.approx(real, rel=0.05)
+
+
+def test_activations_grow_with_the_micro_batch(tmp_path):
+    small, large = (
+        forecast.forecast(load(tmp_path, f"CONFIG_TRAIN_BATCH_MICRO={n}\n"), 256, 561, None) for n in (1, 4)
+    )
+    assert large.items["activations"] > 3 * small.items["activations"]
+    assert large.items["weights"] == small.items["weights"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "steps"),
+    [
+        ("", 20),
+        ("CONFIG_TRAIN_BUDGET_TOKENS=y\nCONFIG_TRAIN_TOKENS=2500\n", 20),
+        ("CONFIG_TRAIN_BUDGET_EPOCHS=y\nCONFIG_TRAIN_EPOCHS=2\n", 281),  # 2 x 561 sequences by 4
+        ("CONFIG_TRAIN_BUDGET_TIME=y\nCONFIG_TRAIN_TIME=7200\n", None),
+    ],
+)
+def test_steps_and_hours_follow_the_budget(tmp_path, extra, steps):
+    found = forecast.forecast(load(tmp_path, extra), 256, 561, 1e11)
+    low, likely, high = found.hours
+    assert found.steps == steps and 0 < low <= likely <= high
+    if steps is None:
+        assert low == 2.0
+
+
+def test_an_unknown_device_has_no_hours(tmp_path):
+    assert forecast.forecast(load(tmp_path), 256, 561, None).hours is None
+
+
+def test_a_cpu_is_measured(tmp_path):
+    assert 1e8 < forecast.peak(load(tmp_path), CPU) < 1e14
+
+
+def test_the_table_has_a_line_for_each_configuration(tmp_path):
+    cfg = load(tmp_path)
+    cfg.data.prepare()
+    lines = forecast.table([("a-s1", cfg), ("b-s1", cfg)]).splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["a-s1", "b-s1"] and "20 steps" in lines[0]
+    assert "low / likely / high" in lines[-1] and math.isfinite(float(lines[-2].split(": ")[1].split(" / ")[0]))
