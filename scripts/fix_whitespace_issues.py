@@ -28,9 +28,7 @@ def mended(data: bytes) -> bytes:
 
 def findings(data: bytes) -> list[tuple[int, str]]:
     """(line, what is wrong) of a file's content."""
-    found = [
-        (data[: m.start()].count(b"\n") + 1, "blanks at the end of the line") for m in BLANKS.finditer(data)
-    ]
+    found = [(data[: m.start()].count(b"\n") + 1, "blanks at the end of the line") for m in BLANKS.finditer(data)]
     stripped = BLANKS.sub(b"", data)
     last = stripped.count(b"\n")
     if stripped and not stripped.endswith(b"\n"):
