@@ -73,7 +73,9 @@ class Attempt:
         self._beats, self._lock, self._end = 0, threading.Lock(), threading.Event()
 
     def phase(self, name: str) -> None:
-        """Enter a phase, and say so before it begins."""
+        """Enter a phase, and say so before it begins.  Raises StoppedError if a signal asks for the end of start-up."""
+        if self.stop and name != "end":
+            raise StoppedError(self.stop, bool(self.trial.saved(self.lease["first"])))
         self.status["phase"] = name
         self.moved()
         self.beat()

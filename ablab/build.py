@@ -2,6 +2,7 @@
 """Configuration to running parts: settings in force, model, parameter groups, optimizer."""
 
 import ctypes
+import os
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -68,6 +69,7 @@ def settle_system(cfg: RunConfig) -> torch.device:
         raise DeviceError("CONFIG_SYS_DEVICE_CUDA=y: torch sees no device; see make doctor")
     torch.set_num_threads(cfg.sys.threads)
     if cfg.sys.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for on CUDA
         torch.use_deterministic_algorithms(True)
     # big blocks stay in the process: mapping and clearing them anew costs 1 to 7 % of a step
     for option, value in ((MMAP_ABOVE, 32 << 20), (TRIM, 1 << 30)):  # 32 MiB is the most that glibc takes

@@ -64,7 +64,7 @@ def main(folder: str) -> int:
         return 2
     sets, failures = _data(cases)
     if plan["mode"] == "forecast" and not failures:
-        print(forecast.table((c.ids[0], config.load(c.values, c.where)) for c in cases))
+        print(forecast.table((c.ids[0], len(c.ids), config.load(c.values, c.where)) for c in cases))
     if plan["mode"] == "check":
         for case in cases:
             run(case, sets.get(_data_key(case)))

@@ -64,16 +64,19 @@ class Forecast:
 
 
 def forecast(cfg: RunConfig, n_vocab: int | None, samples: int, rate: float | None) -> Forecast:
-    """What a trial will need.  Weights, gradients and optimizer state are exact, from a model on the meta device;
-    activations are what its forward keeps for backward there.  `samples` are those of an epoch, `rate` is `peak`.
+    """What a trial will need.  Weights, gradients and optimizer state are exact, and activations are what a forward
+    keeps for backward, both from tensors without memory.  `samples` are those of an epoch, `rate` is `peak`.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # here: it imports sympy, one second
+
     t, c = cfg.train, cfg.model.config
-    with torch.device("meta"):
+    # not the meta device: attention there takes a path that keeps T x T
+    with FakeTensorMode():
         network = cfg.model.build(cfg.attention, cfg.mlp, t.seed, n_vocab)
-        ids = torch.zeros(t.batch_micro, c.block, dtype=torch.long)
+        kept = _kept(cfg, network, torch.zeros(t.batch_micro, c.block, dtype=torch.long))
     weights = sum(p.nbytes for p in network.parameters())
     state = cfg.optim.state_bytes * sum(p.numel() for p in network.parameters())
-    items = {"weights": weights, "gradients": weights, "optimizer": state, "activations": _kept(cfg, network, ids)}
+    items = {"weights": weights, "gradients": weights, "optimizer": state, "activations": kept}
     exact, base = sum(items.values()), BASE_GIB[cfg.sys.device is Device.CUDA]
     mem = tuple(exact * factor / GIB + base for factor in MEM_BAND)
     tokens = t.batch_effective * c.block
@@ -86,9 +89,8 @@ def forecast(cfg: RunConfig, n_vocab: int | None, samples: int, rate: float | No
     flops = network.flops_per_token(c.block)
     trained = steps * tokens + (steps // cfg.eval.interval + 2) * cfg.eval.tokens / 3  # forward is a third
     calls = trained / (t.batch_micro * c.block) * (DISPATCH_S * (c.layers + 1))
-    return Forecast(
-        items, mem, tuple((flops * trained / rate / share + calls * slow) / 3600 for share, slow in TIME_BAND), steps
-    )
+    hours = tuple((flops * trained / rate / share + calls * slow) / 3600 for share, slow in TIME_BAND)
+    return Forecast(items, mem, hours, steps)
 
 
 def _kept(cfg: RunConfig, network: torch.nn.Module, ids: torch.Tensor) -> int:
@@ -118,23 +120,22 @@ def total_steps(cfg: RunConfig, tokens: int, samples: int) -> int | None:
     return -(-(t.epochs or 0) * samples // t.batch_effective) if t.budget is Budget.EPOCHS else t.steps
 
 
-def table(cases: Iterable[tuple[str, RunConfig]]) -> str:
-    """The forecasts of configurations, as `make estimate` prints them."""
+def table(cases: Iterable[tuple[str, int, RunConfig]]) -> str:
+    """The forecasts of (name, seeds, configuration), as `make estimate` prints them."""
     lines, total = [], [0.0, 0.0, 0.0]
-    for name, cfg in cases:
+    for name, seeds, cfg in cases:
         device = torch.device("cuda" if cfg.sys.device is Device.CUDA and torch.cuda.is_available() else "cpu")
         known = device.type == "cuda" or cfg.sys.device is Device.CPU
         vocab = cfg.data.manifest()["tokenizer"]["vocab"]
         if known and device.type == "cpu":
             torch.set_num_threads(cfg.sys.threads)
-        found = forecast(
-            cfg, vocab, cfg.data.samples("train", cfg.model.config.block), peak(cfg, device) if known else None
-        )
+        rate, samples = peak(cfg, device) if known else None, cfg.data.samples("train", cfg.model.config.block)
+        found = forecast(cfg, vocab, samples, rate)
         memory = " / ".join(f"{gib:.2f}" for gib in found.mem_gib)
         items = ", ".join(f"{k} {n / GIB:.2f}" for k, n in sorted(found.items.items(), key=lambda i: -i[1])[:3])
         span = " / ".join(f"{60 * h:.1f}" for h in found.hours) if found.hours else "unknown"
-        lines.append(f"{name}: memory {memory} GiB ({items}); time {span} min; {found.steps or '?'} steps")
-        total = [a + b for a, b in zip(total, found.hours or (0, 0, 0), strict=True)]
-    lines.append("all, one after another, one seed each: " + " / ".join(f"{60 * h:.1f}" for h in total) + " min")
+        lines.append(f"{name} x {seeds}: memory {memory} GiB ({items}); time {span} min; {found.steps or '?'} steps")
+        total = [a + seeds * b for a, b in zip(total, found.hours or (0, 0, 0), strict=True)]
+    lines.append("all, one after another: " + " / ".join(f"{60 * h:.1f}" for h in total) + " min")
     lines.append("low / likely / high; weights, gradients and optimizer are exact, the rest is estimated")
     return "\n".join(lines)

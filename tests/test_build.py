@@ -88,7 +88,7 @@ def test_built_facts_are_measured(tmp_path):
 
 
 def test_a_tokenizer_that_does_not_fit_is_named(tmp_path):
-    with pytest.raises(ValueError, match="CONFIG_MODEL_GPT_VOCAB = 256 .*300"):
+    with pytest.raises(ValueError, match=r"CONFIG_MODEL_GPT_VOCAB = 256 .*300"):
         build.build(load(tmp_path), CPU, 300)
 
 

@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_what_works_passes_every_stage(tmp_path, capsys):
     stages = ["bind", "size", "build", "train", "gradients", "evaluate", "resume", "batch", "causality", "decode"]
     assert said["trials"][0]["passed"] == [*stages, "contracts"]
     assert said["data"]["name"] == "synth" and said["data"]["tokens"] == 20000
-    assert json.loads(open(said["data"]["manifest"]).read())["sha256"] == said["data"]["sha256"]  # noqa: SIM115
+    assert json.loads(Path(said["data"]["manifest"]).read_text())["sha256"] == said["data"]["sha256"]
     table = [line.split() for line in out.splitlines() if line.startswith("r")]
     assert table[0][:2] == ["r0-s1", "+1"] and [row[-1] for row in table] == ["pass", "pass"]
     assert "26,368" in out and "not covered: speed" in out

@@ -26,7 +26,7 @@ def test_what_is_exact_equals_the_built_model(tmp_path):
     assert items["optimizer"] == sum(t.nbytes for t in state)
 
 
-def test_activations_on_the_meta_device_are_those_of_the_real_forward(tmp_path):
+def test_activations_are_those_of_the_real_forward(tmp_path):
     cfg = load(tmp_path)
     network = cfg.model.build(cfg.attention, cfg.mlp, 1, 256)
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
@@ -40,7 +40,7 @@ def test_activations_on_the_meta_device_are_those_of_the_real_forward(tmp_path):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         network(ids, ids)
     real = sum(t.untyped_storage().nbytes() for p, t in kept.items() if p not in own)
-    assert forecast.forecast(cfg, 256, 561, None).items["activations"] == pytest.approx(real, rel=0.05)
+    assert forecast.forecast(cfg, 256, 561, None).items["activations"] == real
 
 
 def test_activations_grow_with_the_micro_batch(tmp_path):
@@ -79,6 +79,6 @@ def test_a_cpu_is_measured(tmp_path):
 def test_the_table_has_a_line_for_each_configuration(tmp_path):
     cfg = load(tmp_path)
     cfg.data.prepare()
-    lines = forecast.table([("a-s1", cfg), ("b-s1", cfg)]).splitlines()
-    assert [line.split(":")[0] for line in lines[:2]] == ["a-s1", "b-s1"] and "20 steps" in lines[0]
+    lines = forecast.table([("a-s1", 2, cfg), ("b-s1", 1, cfg)]).splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["a-s1 x 2", "b-s1 x 1"] and "20 steps" in lines[0]
     assert "low / likely / high" in lines[-1] and math.isfinite(float(lines[-2].split(": ")[1].split(" / ")[0]))

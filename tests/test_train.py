@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_the_loop_equals_a_plain_one(tmp_path):
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     steps = [0, *points(trial, "train_loss")]
-    windows = list(zip(steps, steps[1:], strict=False))
+    windows = list(pairwise(steps))
     assert points(trial, "train_loss") == pytest.approx({b: sum(losses[a:b]) / (b - a) for a, b in windows}, rel=1e-5)
     assert points(trial, "grad_norm") == pytest.approx({b: sum(norms[a:b]) / (b - a) for a, b in windows}, rel=1e-3)
     assert points(trial, "grad_norm_max") == pytest.approx({b: max(norms[a:b]) for a, b in windows}, rel=1e-3)
@@ -120,7 +121,7 @@ def test_a_warm_up_that_leaves_a_trace_is_caught(tmp_path):
     def before():
         FlatOptimizer.gate = lambda self, loss, limit: loss.detach()  # nothing is gated any more
 
-    trial, attempt, code = run(tmp_path, before=before)
+    _, attempt, code = run(tmp_path, before=before)
     assert code == 1 and "the warm-up changed weights" in attempt.read("exit")["message"]
 
 

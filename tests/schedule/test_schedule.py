@@ -2,6 +2,7 @@
 """Schedules against their formulas: warm-up, ends, and what every one of them must be."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -50,5 +51,5 @@ def test_warm_up_is_linear_and_multiplies(symbol):
 def test_it_starts_at_the_peak_never_rises_and_ends_at_its_floor(symbol):
     shape = [schedule(symbol).shape(p) for p in GRID]
     assert shape[0] == 1.0
-    assert all(a >= b for a, b in zip(shape, shape[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(shape))
     assert shape[-1] == pytest.approx(CONFIGS[symbol].get("floor", 1.0))
