@@ -62,9 +62,10 @@ def main(folder: str) -> int:
     except ValueError as error:
         print(error)
         return 2
-    sets, failures = _data(cases)
-    if plan["mode"] == "forecast" and not failures:
+    if plan["mode"] == "forecast":
         print(forecast.table((c.ids[0], len(c.ids), config.load(c.values, c.where)) for c in cases))
+        return 0
+    sets, failures = _data(cases)
     if plan["mode"] == "check":
         for case in cases:
             run(case, sets.get(_data_key(case)))

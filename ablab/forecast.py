@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ablab.config import Amp, Budget, Device, RunConfig
+from ablab.data import DataError
 
 # Dense peaks of one device from the makers' datasheets, 2026-11: TFLOP/s in bf16, in fp32 by TF32 where there is TF32.
 PEAKS = {
@@ -63,9 +64,10 @@ class Forecast:
     steps: int | None
 
 
-def forecast(cfg: RunConfig, n_vocab: int | None, samples: int, rate: float | None) -> Forecast:
+def forecast(cfg: RunConfig, n_vocab: int | None, samples: int | None, rate: float | None) -> Forecast:
     """What a trial will need.  Weights, gradients and optimizer state are exact, and activations are what a forward
-    keeps for backward, both from tensors without memory.  `samples` are those of an epoch, `rate` is `peak`.
+    keeps for backward, both from tensors without memory.  `samples` are those of an epoch, None as long as there is
+    no prepared data; `rate` is `peak`.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # here: it imports sympy, one second
 
@@ -81,7 +83,7 @@ def forecast(cfg: RunConfig, n_vocab: int | None, samples: int, rate: float | No
     mem = tuple(exact * factor / GIB + base for factor in MEM_BAND)
     tokens = t.batch_effective * c.block
     steps = total_steps(cfg, tokens, samples)
-    if rate is None:
+    if rate is None or (steps is None and not t.time):
         return Forecast(items, mem, None, steps)
     if steps is None:
         hours = (t.time or 0) / 3600
@@ -112,12 +114,15 @@ def _kept(cfg: RunConfig, network: torch.nn.Module, ids: torch.Tensor) -> int:
     return sum(kept.values())
 
 
-def total_steps(cfg: RunConfig, tokens: int, samples: int) -> int | None:
-    """Optimizer steps of the budget, each of `tokens` tokens; `samples` are those of an epoch.  None for seconds."""
+def total_steps(cfg: RunConfig, tokens: int, samples: int | None) -> int | None:
+    """Optimizer steps of the budget, each of `tokens` tokens; `samples` are those of an epoch.  None for seconds, and
+    for epochs of data that is not there yet."""
     t = cfg.train
     if t.budget is Budget.TOKENS:
         return -(-(t.tokens or 0) // tokens)
-    return -(-(t.epochs or 0) * samples // t.batch_effective) if t.budget is Budget.EPOCHS else t.steps
+    if t.budget is Budget.EPOCHS:
+        return -(-(t.epochs or 0) * samples // t.batch_effective) if samples else None
+    return t.steps
 
 
 def table(cases: Iterable[tuple[str, int, RunConfig]]) -> str:
@@ -126,10 +131,14 @@ def table(cases: Iterable[tuple[str, int, RunConfig]]) -> str:
     for name, seeds, cfg in cases:
         device = torch.device("cuda" if cfg.sys.device is Device.CUDA and torch.cuda.is_available() else "cpu")
         known = device.type == "cuda" or cfg.sys.device is Device.CPU
-        vocab = cfg.data.manifest()["tokenizer"]["vocab"]
+        try:
+            vocab = cfg.data.manifest()["tokenizer"]["vocab"]
+            samples = cfg.data.samples("train", cfg.model.config.block)
+        except DataError:  # sizes are known without it, and a forecast comes before the download
+            vocab = samples = None
         if known and device.type == "cpu":
             torch.set_num_threads(cfg.sys.threads)
-        rate, samples = peak(cfg, device) if known else None, cfg.data.samples("train", cfg.model.config.block)
+        rate = peak(cfg, device) if known else None
         found = forecast(cfg, vocab, samples, rate)
         memory = " / ".join(f"{gib:.2f}" for gib in found.mem_gib)
         items = ", ".join(f"{k} {n / GIB:.2f}" for k, n in sorted(found.items.items(), key=lambda i: -i[1])[:3])

@@ -19,6 +19,7 @@ from ablab import machine, metrics, provenance, rundir
 from ablab.attempt import EffectError
 from ablab.build import Built
 from ablab.config import Amp
+from ablab.journal import Journal, TrialState
 from ablab.kconf import DECORATION
 from ablab.rundir import Checkpoint, RunError
 from ablab.window import CLOCKS, TRAINING
@@ -82,6 +83,10 @@ def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     a, t, s, here = loop.attempt, loop.cfg.train, loop.attempt.settled, machine.inventory()
     gpu, length = loop.device.type == "cuda", loop.built.length
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
+    # the line of the file that asked for a value; the trial's own config only repeats it
+    origins = a.trial.campaign.content["base"].get("origins", {}) | a.trial.record.get("origins", {})
+    entries = Journal.of(a.trial.campaign).replay()
+    running = {name for name, entry in entries.items() if entry.state is TrialState.RUNNING}
     return {
         "campaign": a.trial.campaign.name,
         "trial": {k: a.trial.record[k] for k in ("id", "hash", "group")},
@@ -89,7 +94,7 @@ def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
         "lease": a.lease["lease"],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "config": {
-            symbol: {"value": value, "text": s.text[symbol], "origin": s.where.get(symbol, "default")}
+            symbol: {"value": value, "text": s.text[symbol], "origin": origins.get(symbol, "default")}
             for symbol, value in s.values.items()
         },
         "resolved": {
@@ -124,7 +129,7 @@ def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
         "devices": [_device(d) for d in here.devices] if gpu else [],
         "cpu": {"model": here.cpu, "cores": list(here.cores)},
         "env": provenance.environment(),
-        "neighbours": [],
+        "neighbours": sorted(running - {a.trial.name}),
         "resume": None,
     }
 

@@ -198,7 +198,9 @@ def test_a_done_trial_holds_all_that_is_promised(tmp_path):
         "tokens_per_step": 128,
     }
     assert manifest["resolved"]["threads"] == 1 and manifest["resolved"]["attention_kernel"] == "flash"
-    assert manifest["config"]["TRAIN_STEPS"]["value"] == 20 and manifest["config"]["TRAIN_STEPS"]["origin"] != "default"
+    steps, rate = manifest["config"]["TRAIN_STEPS"], manifest["config"]["OPT_LR"]
+    assert steps["value"] == 20 and steps["origin"].startswith("test:") and rate["origin"] == "default"
+    assert manifest["neighbours"] == []
     assert built["params"] == 26368 and built["state_bytes"] >= 8 * 26368
     assert built["evaluation"]["tokens"] == 512 and len(built["modules"]) > 8
     assert [c["ok"] for c in summary["contracts"]] == [True] * len(summary["contracts"])
