@@ -59,8 +59,17 @@ class Letters(Synth):
 class Ours:
     """ablab's own loop on a shape, with its rows, without evaluations and checkpoints."""
 
-    def __init__(self, shape: Shape, folder: Path, device: str = "cpu", bf16: bool = False, compiled: bool = False):
+    def __init__(
+        self,
+        shape: Shape,
+        folder: Path,
+        device: str = "cpu",
+        bf16: bool = False,
+        compiled: bool = False,
+        more: tuple[str, ...] = (),
+    ) -> None:
         system = (
+            *more,
             f'CONFIG_DATA_DIR="{folder}"',
             f"CONFIG_SYS_THREADS={torch.get_num_threads()}",
             f"CONFIG_SYS_DEVICE_{device.upper()}=y",
@@ -108,7 +117,7 @@ class Ours:
 
 
 def transformers_peer(state: dict[str, torch.Tensor], shape: Shape) -> tuple[torch.nn.Module, Loss]:
-    """transformers' GPT-2 with the weights of an ablab model."""
+    """transformers' GPT-2 as it comes, tanh GELU included, with the weights of an ablab model."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {
@@ -124,9 +133,7 @@ def transformers_peer(state: dict[str, torch.Tensor], shape: Shape) -> tuple[tor
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=shape.vocab, activation_function="gelu", use_cache=False, **sizes, **rest)
-    )
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=shape.vocab, use_cache=False, **sizes, **rest))
     plain = peers.from_ablab(state, shape).state_dict()
     # its linear layers hold the transposed matrix
     turned = {n: w.T if n.startswith("h.") and w.dim() == 2 else w for n, w in plain.items()}
@@ -184,22 +191,29 @@ def steps(name: str, folder: Path, threads: int, rounds: int, limit_s: float) ->
     plain, fused = peers.from_ablab(state, shape), peers.from_ablab(state, shape)
     models: dict[str, Any] = {"ablab": (model, lambda x, y: model(x, y).loss)}
     models |= {"peer": (plain, plain), "peer fused": (fused, fused)}
-    if "transformers" in TARGETS[name]:
-        models["transformers"] = transformers_peer(state, shape)
     worst = same_at_step_0(shape, models)
+    pairs = dict.fromkeys(["peer", "peer fused"], "ablab")
     candidates: dict[str, Callable[[], object]] = {"ablab": ours.step}
     for peer, (module, loss_of) in list(models.items())[1:]:
         optimizer = peers.adamw(module, **({"fused": True} if peer == "peer fused" else {}))
         run = peers.train(loss_of, module, optimizer, ours.tokens, shape, log_steps=LOG_STEPS)
         candidates[peer] = run.__next__
+    if "transformers" in TARGETS[name]:  # its GELU is the tanh form, which is slow on a CPU: so is ours here
+        twin = Ours(shape, folder, more=("CONFIG_MLP_GELU_TANH=y",))
+        module, loss_of = transformers_peer(twin.built.model.state_dict(), shape)
+        both = {"tanh": (twin.built.model, lambda x, y: twin.built.model(x, y).loss), "transformers": (module, loss_of)}
+        worst |= same_at_step_0(shape, both)
+        run = peers.train(loss_of, module, peers.adamw(module), twin.tokens, shape, log_steps=LOG_STEPS)
+        candidates |= {"ablab tanh": twin.step, "transformers": run.__next__}
+        pairs["transformers"] = "ablab tanh"
     if name == "tiny":
         candidates["bare"] = ours.bare()
     samples = alternate(candidates, rounds, threads, limit_s)
     same = f"; equal at step 0 within {max(worst.values()):.0e}"
     tokens = shape.batch * shape.block / median(samples["ablab"])
     figures = [Figure(f"step {name}: ablab", tokens, "tok/s")]
-    for peer in list(models)[1:]:
-        figures.append(versus(f"step {name}: {peer}", samples, "ablab", peer, TARGETS[name].get(peer, ""), same))
+    for peer, mine in pairs.items():
+        figures.append(versus(f"step {name}: {peer}", samples, mine, peer, TARGETS[name].get(peer, ""), same))
     if name == "tiny":
         spent = max(0.0, median(samples["ablab"]) - median(samples["bare"]))
         text = f"{spent * 1e6:.0f} us a step around forward, backward, optimizer"

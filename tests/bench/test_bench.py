@@ -21,7 +21,15 @@ def candidates():
     return made | {"transformers": steps.transformers_peer(model.state_dict(), TINY)}
 
 
+def test_transformers_computes_what_tanh_gelu_does(candidates):
+    for block in (twin := steps.network(TINY)).blocks:
+        block.mlp.act.form = "tanh"
+    pair = {"tanh": (twin, lambda x, y: twin(x, y).loss), "transformers": candidates["transformers"]}
+    assert max(steps.same_at_step_0(TINY, pair).values()) < 1e-5
+
+
 def test_all_peers_compute_the_same_loss_and_gradients(candidates):
+    del candidates["transformers"]
     assert max(steps.same_at_step_0(TINY, candidates).values()) < 1e-5
 
 
