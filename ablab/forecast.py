@@ -142,9 +142,16 @@ def table(cases: Iterable[tuple[str, int, RunConfig]]) -> str:
         found = forecast(cfg, vocab, samples, rate)
         memory = " / ".join(f"{gib:.2f}" for gib in found.mem_gib)
         items = ", ".join(f"{k} {n / GIB:.2f}" for k, n in sorted(found.items.items(), key=lambda i: -i[1])[:3])
-        span = " / ".join(f"{60 * h:.1f}" for h in found.hours) if found.hours else "unknown"
-        lines.append(f"{name} x {seeds}: memory {memory} GiB ({items}); time {span} min; {found.steps or '?'} steps")
+        span = _span(found.hours) if found.hours else "unknown"
+        lines.append(f"{name} x {seeds}: memory {memory} GiB ({items}); time {span}; {found.steps or '?'} steps")
         total = [a + seeds * b for a, b in zip(total, found.hours or (0, 0, 0), strict=True)]
-    lines.append("all, one after another: " + " / ".join(f"{60 * h:.1f}" for h in total) + " min")
+    lines.append(f"all, one after another: {_span(total)}")
     lines.append("low / likely / high; weights, gradients and optimizer are exact, the rest is estimated")
     return "\n".join(lines)
+
+
+def _span(hours: Iterable[float]) -> str:
+    """Low / likely / high in the unit that suits them."""
+    hours = tuple(hours)
+    factor, unit = (60, "min") if max(hours) < 2 else (1, "h")
+    return " / ".join(f"{factor * h:.1f}" for h in hours) + f" {unit}"
