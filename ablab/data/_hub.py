@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Text sets of the Hugging Face hub, streamed once into shards, or parquet files on disk."""
 
-from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ablab import plugin
@@ -21,20 +21,22 @@ class Hub(Tokens):
     subset: str | None = None
     """Configuration of the repository, None for its only one."""
 
-    @property
-    @abstractmethod
-    def wanted(self) -> int:
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config:
+        """DATA_<NAME>_*."""
+
+        tokens: int
         """Training tokens to prepare; the validation split comes on top, from the documents that follow."""
 
     def recipe(self) -> dict[str, Any]:
-        return {"repo": self.repo, "subset": self.subset, "tokens": self.wanted}
+        return {"repo": self.repo, "subset": self.subset, "tokens": self.config.tokens}
 
     def source(self) -> dict[str, Any]:
         return {"repo": self.repo, "subset": self.subset}
 
     def write(self, out: Writer) -> None:
         share = self.section.val_fraction
-        goals = {"train": self.wanted, "val": round(self.wanted * share / (1 - share))}
+        goals = {"train": self.config.tokens, "val": round(self.config.tokens * share / (1 - share))}
         for text in self._texts(out.documents):
             split = next((s for s in SPLITS if out.splits[s]["tokens"] < goals[s]), None)
             if split is None:
@@ -43,7 +45,7 @@ class Hub(Tokens):
         if out.splits["val"]["tokens"] < goals["val"]:
             have = sum(s["tokens"] for s in out.splits.values())
             fits = int(have * (1 - share))
-            what = f"{self.symbol}: the source ends after {have} tokens, {self.wanted} and validation are wanted"
+            what = f"{self.symbol}: the source ends after {have} tokens, {self.config.tokens} and validation are wanted"
             raise DataError(f"{what}; set CONFIG_{self.symbol}_TOKENS={fits} or less")
 
     def _texts(self, skip: int) -> Iterator[str]:

@@ -22,7 +22,3 @@ class Finewebedu(Hub, symbol="DATA_FINEWEBEDU"):
     @property
     def subset(self) -> str:
         return self.config.subset
-
-    @property
-    def wanted(self) -> int:
-        return self.config.tokens

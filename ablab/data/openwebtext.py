@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """OpenWebText: pages linked from Reddit (Gokaslan and Cohen 2019, https://skylion007.github.io/OpenWebTextCorpus)."""
 
-from dataclasses import dataclass
-
 from ablab.data._hub import Hub
 
 
@@ -11,12 +9,3 @@ class Openwebtext(Hub, symbol="DATA_OPENWEBTEXT"):
 
     repo = "Skylion007/openwebtext"
     licence = "CC0 1.0 (packaging); the texts are their authors'"
-
-    @dataclass(frozen=True, slots=True, kw_only=True)
-    class Config:
-        tokens: int
-        """Training tokens to prepare."""
-
-    @property
-    def wanted(self) -> int:
-        return self.config.tokens

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """TinyStories: short stories in a child's vocabulary (Eldan and Li 2023, https://arxiv.org/abs/2305.07759)."""
 
-from dataclasses import dataclass
-
 from ablab.data._hub import Hub
 
 
@@ -11,12 +9,3 @@ class Tinystories(Hub, symbol="DATA_TINYSTORIES"):
 
     repo = "roneneldan/TinyStories"
     licence = "CDLA-Sharing 1.0"
-
-    @dataclass(frozen=True, slots=True, kw_only=True)
-    class Config:
-        tokens: int
-        """Training tokens to prepare."""
-
-    @property
-    def wanted(self) -> int:
-        return self.config.tokens

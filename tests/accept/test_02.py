@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Scenario 2: `1e-4`, `-5`, `0x10`, `"a # b"`, `y` are typed right in bound config and `config.py`."""
+"""Scenario 2: `1e-4`, `-5`, `0x10`, `"a # b"`, `y` are typed right in bound config, `config.py`, manifest, report."""
 
 import importlib.util
 import shutil
@@ -11,6 +11,8 @@ import pytest
 from ablab import configure, kconf
 from ablab.bind import BindError, bind
 from ablab.config import create
+from ablab.report import page
+from tests import trial as tiny
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "kconfig"
 LINES = """CONFIG_OPT_LR="1e-4"
@@ -77,3 +79,21 @@ def test_config_py_is_typed(tmp_path):
     assert all(same(getattr(module.config, name), value) for name, value in WANTED.items())
     with pytest.raises(AttributeError):
         assert module.config.NOPE
+
+
+def test_manifest_and_report_keep_type_and_text(tmp_path):
+    place = tmp_path / "a # b"
+    place.mkdir()
+    (place / "text.txt").write_text("To be, or not to be, that is the question.\n" * 400)
+    lines = ["DATA_TEXT=y", f'DATA_TEXT_PATH="{place}"', 'OPT_LR="1e-4"', "MODEL_GPT_BIAS=y"]
+    trial = tiny.campaign(tmp_path, "".join(f"CONFIG_{line}\n" for line in lines))
+    attempt = tiny.claim(trial)
+    assert tiny.forked(attempt) == 0, attempt.log.read_text()
+    assert tiny.ended(trial, attempt) == "done"
+    config = trial.manifest()["config"]
+    assert same(config["OPT_LR"]["value"], 0.0001) and config["OPT_LR"]["text"] == '"1e-4"'
+    assert same(config["MODEL_GPT_BIAS"]["value"], True)
+    assert config["DATA_TEXT_PATH"]["value"] == str(place)
+    report = page.build(trial.campaign)
+    base = (report.parent / "base.config").read_text()
+    assert 'CONFIG_OPT_LR="1e-4"\n' in base and f'CONFIG_DATA_TEXT_PATH="{place}"\n' in base

@@ -21,8 +21,7 @@ ELSEWHERE = {
     "Sys.cudnn_benchmark": "acts on a GPU",
     "Finewebedu.Config.subset": "needs a network",
     "Finewebedu.Config.tokens": "needs a network",
-    "Openwebtext.Config.tokens": "needs a network",
-    "Tinystories.Config.tokens": "needs a network",
+    "Hub.Config.tokens": "needs a network",
     "Text.Config.path": "tests/data/test_text.py",
 }
 # turning these changes nothing in ten CPU steps, for the reason given
@@ -73,17 +72,17 @@ def test_every_field_is_read(tmp_path):
     for number, lines in enumerate(
         [
             "",
-            "\nCONFIG_SCHED_LINEAR=y\nCONFIG_TRAIN_BUDGET_TOKENS=y\nCONFIG_TRAIN_TOKENS=1280\nCONFIG_TRAIN_STEPS=x",
-            "\nCONFIG_SCHED_CONSTANT=y\nCONFIG_TRAIN_BUDGET_TIME=y\nCONFIG_TRAIN_TIME=1\nCONFIG_TRAIN_STEPS=x",
-            "\nCONFIG_SCHED_WSD=y\nCONFIG_TRAIN_BUDGET_EPOCHS=y\nCONFIG_TRAIN_EPOCHS=1\nCONFIG_TRAIN_STEPS=x",
+            "\nCONFIG_SCHED_LINEAR=y\nCONFIG_TRAIN_BUDGET_TOKENS=y\nCONFIG_TRAIN_TOKENS=1280",
+            "\nCONFIG_SCHED_CONSTANT=y\nCONFIG_TRAIN_BUDGET_TIME=y\nCONFIG_TRAIN_TIME=1",
+            "\nCONFIG_SCHED_WSD=y\nCONFIG_TRAIN_BUDGET_EPOCHS=y\nCONFIG_TRAIN_EPOCHS=1",
             "\nCONFIG_TRAIN_STOP_PATIENCE=1\nCONFIG_TRAIN_CKPT_BEST=y\nCONFIG_TRAIN_CKPT_EVERY=2",
         ]
     ):
-        extra = (FEW + lines).replace("\nCONFIG_TRAIN_STEPS=x", "")
-        if "STEPS=x" in lines:
+        extra = FEW + lines
+        if "BUDGET" in lines:
             extra = extra.replace("\nCONFIG_TRAIN_STEPS=10", "")
         (tmp_path / str(number)).mkdir()
-        assert tiny.forked(tiny.claim(campaign(tmp_path / str(number), extra)), recorded(log)) == 0
+        assert tiny.forked(tiny.claim(tiny.campaign(tmp_path / str(number), extra)), recorded(log)) == 0
     read = set(log.read_text().split())
     fields = {f"{c.__qualname__}.{f}" for c in classes() for f in c.__dataclass_fields__}
     unread = fields - read - set(ELSEWHERE)
@@ -91,20 +90,6 @@ def test_every_field_is_read(tmp_path):
     source = "\n".join(p.read_text() for p in (ROOT / "ablab").rglob("*.py"))
     for name in ELSEWHERE:
         assert re.search(rf"\.{name.rsplit('.')[-1]}\b", source), name
-
-
-def campaign(folder: Path, extra: str):
-    """A tiny trial in which `extra` may choose other members than the fixture does."""
-    keep, tree = tiny.TINY, kconf.load()
-    chosen = {tree.symbols[line[7:-2]].choice for line in extra.split() if line.endswith("=y")} - {None}
-    base = [line for line in keep.split() if tree.symbols[line[7:].partition("=")[0]].choice not in chosen]
-    if "Budget" in chosen:  # the fixture counts in steps; a budget of another kind has no such symbol
-        base = [line for line in base if "TRAIN_STEPS" not in line]
-    try:
-        tiny.TINY = "\n".join(base) + "\n"
-        return tiny.campaign(folder, extra)
-    finally:
-        tiny.TINY = keep
 
 
 def test_study_fields_are_read():
@@ -163,7 +148,7 @@ def flips() -> list[str]:
 
 def effect(folder: Path, extra: str) -> str:
     """All that an outsider could tell two trials apart by, times left out, as text."""
-    made = campaign(folder, extra)
+    made = tiny.campaign(folder, extra)
     attempt = tiny.claim(made)
     status = tiny.forked(attempt)
     manifest = made.manifest() or {}
@@ -189,4 +174,5 @@ def test_the_same_configuration_has_the_same_effect(baseline, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("line", flips(), ids=lambda line: line.removeprefix("CONFIG_"))
 def test_turning_a_knob_has_an_effect(line, baseline, tmp_path):
-    assert effect(tmp_path, f"{FEW}\n{line}") != baseline
+    others = [few for few in FEW.split() if few.partition("=")[0] != line.partition("=")[0]]
+    assert effect(tmp_path, "\n".join([*others, line])) != baseline
