@@ -2,9 +2,9 @@
 """Multi-head attention against the textbook: explicit heads, explicit softmax."""
 
 import torch
-from blocks import dense, network, perturbed
 
 from ablab.tensor.stage import Ctx
+from tests.blocks import dense, network, perturbed
 
 
 def test_host_equals_explicit_attention():

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from blocks import SIZES, assemble, block_members, perturbed, tokens, values
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -22,6 +21,7 @@ from ablab import config, kconf, plugin
 from ablab.attention import Attention
 from ablab.model import fingerprint
 from ablab.tensor.stage import Coupling, Gate, Part, Past
+from tests.blocks import SIZES, assemble, block_members, perturbed, tokens, values
 
 T = SIZES["MODEL_GPT_BLOCK"]
 CUTS = (1, 7, 16, T - 1)

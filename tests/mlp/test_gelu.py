@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from blocks import network, perturbed
 
 from ablab.tensor.stage import Ctx
+from tests.blocks import network, perturbed
 
 
 def exact(x):

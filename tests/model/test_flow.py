@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from blocks import assemble, network, tokens, values
 from torch import Tensor, nn
 
 from ablab import plugin
@@ -14,6 +13,7 @@ from ablab.attention import Attention
 from ablab.mlp import Mlp
 from ablab.model._flow import FlowError
 from ablab.tensor.stage import Attended, Coupling, Emit, Gate, Pre, Project, Score
+from tests.blocks import assemble, network, tokens, values
 
 
 class Load(NamedTuple):

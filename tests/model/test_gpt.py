@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import network, perturbed, tokens
 
-from ablab import bind
+from ablab import bind, config, configure, kconf
 from ablab.model import fingerprint
+from tests.blocks import network, perturbed, tokens
 
 FULL = {
     "MODEL_GPT_LAYERS": 12,
@@ -161,3 +161,21 @@ def test_gradients_of_a_large_batch_are_the_mean_of_micro_batches():
     halves = [torch.autograd.grad(net(x[i::2], y[i::2]).loss / 2, list(net.parameters())) for i in range(2)]
     for a, b, c in zip(whole, *halves, strict=True):
         assert (a - b - c).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "width"),
+    [
+        ("gpt2-124m", 124_439_808, 768),
+        ("gpt2-350m", 354_823_168, 1024),
+        ("gpt2-774m", 774_030_080, 1280),
+        ("gpt2-1.5b", 1_557_611_200, 1600),
+    ],
+)
+def test_the_defconfigs_have_the_published_sizes(name, published, width):
+    """OpenAI's checkpoints have 50,257 rows of embedding; ours are padded to 50,304."""
+    settled = kconf.settle(kconf.load(), list(configure.layers(kconf.ROOT, name)))
+    cfg = config.load(settled.values)
+    with torch.device("meta"):
+        net = cfg.model.build(cfg.attention, cfg.mlp, 1)
+    assert sum(p.numel() for p in net.parameters()) == published + (50_304 - 50_257) * width

@@ -4,10 +4,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import network, tokens
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ablab.model import _hf
+from tests.blocks import network, tokens
 
 SIZES = [(2, 2, 32, 16, 61), (3, 4, 64, 40, 97)]  # layers, heads, width, context, vocabulary
 FORMS = {False: "gelu", True: "gelu_new"}

@@ -4,10 +4,10 @@
 import pytest
 import sample
 import torch
-from blocks import SIZES, assemble, network, perturbed, tokens
 
 from ablab import checkpoint, infer, journal, kconf, rundir
 from ablab.rundir import RunError
+from tests.blocks import SIZES, assemble, network, perturbed, tokens
 
 
 @pytest.fixture

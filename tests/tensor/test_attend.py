@@ -3,11 +3,11 @@
 
 import pytest
 import torch
-from blocks import dense
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ablab.tensor.attend import _chunked, _Flash, attend
 from ablab.tensor.stage import CAUSAL, Ctx, Field, Heads, Past, Piece, Region
+from tests.blocks import dense
 
 B, H, T, K = 2, 3, 40, 8
 SCALE = 0.37  # not 1 / sqrt(K): the scale is passed, never guessed
