@@ -4,13 +4,14 @@
 
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 Q := $(if $(filter 1,$(V)),,@)
-PYTHON ?= python3
+# expanded where it is used: python3.11 if it runs, else python3
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 PY := .venv/bin/python
 ABLAB := $(Q)$(PY) -m ablab
 
 # Names of the variables given on the command line; their values reach the recipe through the environment, so
 # blanks and quotes survive.  An unknown one is an error, see `make help`.
-export ABLAB_MAKE_VARS := $(strip $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v)))
+export ABLAB_MAKE_VARS := $(filter-out PYTHON,$(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v)))
 
 VERBS := list-defconfigs menuconfig olddefconfig savedefconfig listnewconfig diffconfig allyesconfig \
   allnoconfig alldefconfig randconfig why plan check estimate continue rerun stop status amend data sample \

@@ -54,3 +54,8 @@ def test_defconfigs_and_studies_complete(copy):
 
 def test_verbose_shows_the_command(copy):
     assert "-m ablab list-defconfigs" in project.make(copy, "list-defconfigs", "V=1").stdout
+
+
+def test_the_interpreter_of_the_set_up_is_no_variable_of_a_verb(copy):
+    project.make(copy, "defconfig-tiny")
+    assert project.make(copy, "plan", "PYTHON=python3").returncode == 0
