@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 ALIGN = 64  # elements: 256 bytes, what a CUDA allocation guarantees and what vectorised kernels want
+ROW = 4096  # gradients summed in one go: the norm of 124 million in one fp32 sum is 1.5 % too small on a CPU
 
 
 class Arena:
@@ -30,7 +31,7 @@ class Arena:
         ends = list(accumulate((len(s) for s in sets), initial=0))
         self._at = dict(zip(params, starts, strict=False))
         self.weights = torch.zeros(starts[-1], dtype=params[0].dtype, device=params[0].device)
-        self.grads = torch.zeros_like(self.weights)
+        self.grads = self.weights.new_zeros(-(-starts[-1] // ROW) * ROW)  # whole rows
         self.spans = [slice(starts[a], starts[b]) for a, b in pairwise(ends)]
         """What each group occupies."""
         for p in params:
@@ -78,7 +79,7 @@ class FlatOptimizer(torch.optim.Optimizer):
 
         Sets the clip to norm `limit` (0: none), and makes `step` a no-op if loss or norm is not finite.
         """
-        norm = torch.linalg.vector_norm(self.arena.grads)
+        norm = torch.linalg.vector_norm(torch.linalg.vector_norm(self.arena.grads.view(-1, ROW), dim=1))
         # g / max(1, (n + 1e-6) / C) is g * min(1, C / (n + 1e-6)), as in torch.nn.utils.clip_grad_norm_
         self.grad_scale = ((norm + 1e-6) / limit).clamp_(min=1.0) if limit else None
         self.found_inf = (norm + loss).mul_(0).ne_(0)  # 0 * inf and 0 * nan are nan, which is not 0

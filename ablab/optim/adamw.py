@@ -55,8 +55,11 @@ class FlatAdamW(FlatOptimizer):
         before = [t.clone() for t in changed]
         for group, (w, g, m, v) in zip(self.param_groups, self.buffers, strict=True):
             count = before[0].clone()  # torch counts it up
-            rest = {"lr": group["lr"], "weight_decay": group["weight_decay"], **self.rule}
-            adamw(w, g, m, v, [], [count], foreach=self.impl is Impl.FOREACH, **rest)
+            gpu = count.is_cuda  # there torch reads the count on the host at every step, unless told `capturable`
+            rate = group["lr"] or (1e-30 if gpu else 0.0)  # that form divides by the rate: 0 / 0 where m and v are 0
+            rest = {"lr": rate, "weight_decay": group["weight_decay"], **self.rule}
+            kind = {"foreach": self.impl is Impl.FOREACH, "capturable": gpu}
+            adamw(w, g, m, v, [], [count], **kind, **rest)
             self.count.copy_(count)
         if self.found_inf is not None:
             for tensor, old in zip(changed, before, strict=True):

@@ -59,6 +59,15 @@ def test_norm_and_clip_are_those_of_torch():
         assert torch.allclose(p.grad / optimizer.grad_scale, q.grad, rtol=1e-5)
 
 
+def test_the_norm_of_many_gradients_is_exact():
+    net = nn.Linear(1 << 12, (1 << 12) - 3, bias=False, device="meta").to_empty(device="cpu")
+    everything = [{"name": "decay", "params": [net.weight], "weight_decay": 0.0, "lr": 0.0}]
+    optimizer = FlatAdamW(everything, 0.9, 0.95, 1e-8, Impl.FUSED)
+    net.weight.grad.fill_(1e-3)
+    norm = float(optimizer.gate(torch.tensor(1.0), 1.0))
+    assert math.isclose(norm, 1e-3 * net.weight.numel() ** 0.5, rel_tol=1e-4)  # one fp32 sum is off by 2e-3 and more
+
+
 def test_a_small_gradient_is_not_scaled():
     net = model()
     optimizer = FlatAdamW(groups(net), 0.9, 0.95, 1e-8, Impl.FUSED)
