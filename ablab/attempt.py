@@ -24,6 +24,8 @@ from ablab.rundir import AttemptDir, DiskFullError, Rows, SupersededError
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 BEAT_S = 10.0
+FULL = ("can't allocate memory", "error: out of memory", "BLAS_STATUS_ALLOC_FAILED")
+"""In what torch raises as a plain error: a CPU, a driver, a library beside torch's own allocator of the device."""
 
 
 class StoppedError(Exception):
@@ -173,8 +175,8 @@ class Attempt:
             state = "interrupted" if error.signum == signal.SIGINT or not error.saved else "preempted"
             code = 75 if error.saved or error.signum == signal.SIGUSR1 else 128 + error.signum
             return {"state": state, "class": "signal", "code": code, "message": str(error)}
-        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-            error = MemoryError(str(error))  # what torch raises on a CPU
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in FULL):
+            error = MemoryError(str(error))
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             error = DiskFullError(f"{error}; free space, then make continue")
         for kind, state, name, code in kinds:

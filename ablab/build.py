@@ -80,7 +80,10 @@ def settle_system(cfg: RunConfig) -> torch.device:
     if cfg.sys.device is Device.CPU:
         return torch.device("cpu")
     if cfg.sys.alloc_expandable:
-        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        # the name for all devices where torch has it; the other one warns there
+        every = hasattr(torch._C, "_accelerator_setAllocatorSettings")
+        setting = torch._C._accelerator_setAllocatorSettings if every else torch.cuda.memory._set_allocator_settings
+        setting("expandable_segments:True")
     torch.set_float32_matmul_precision("high" if cfg.sys.tf32 else "highest")
     torch.backends.cudnn.benchmark = bool(cfg.sys.cudnn_benchmark)
     return torch.device("cuda", 0)

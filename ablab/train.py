@@ -48,6 +48,8 @@ class Loop:
         self.work = Work(t.batch_effective, tokens, tokens * built.flops_per_token, peak, epoch, clip)
         self.total = forecast.total_steps(cfg, tokens, epoch)
         self.window = Window(self.accum)
+        self.pauses = tuple(n for n in (t.log_steps, cfg.eval.interval, t.ckpt_interval, t.ckpt_every) if n)
+        """A step that one of these divides is followed by more than the next step."""
         self.step = self.evals = self.stale = 0
         self.best: tuple[float, int] | None = None
         """Lowest val_loss and its step."""
@@ -60,6 +62,8 @@ class Loop:
         self.saved = self.rowed = -1
         """Step of the newest checkpoint and of the newest row."""
         self.step_ms = array("d")
+        self.marks: list[tuple[Any, Any]] = []
+        """Begin and end of the steps that `step_ms` still lacks."""
         self.said, self.graphs = -math.inf, 0
 
     # the loop
@@ -70,6 +74,9 @@ class Loop:
         self.stream = self.feed()
         clocks.to("other")
         while True:
+            pauses = self.attempt.stop or self.used() >= 1.0 or any(self.step % n == 0 for n in self.pauses)
+            if pauses and self.window.raw:
+                self.drain()
             done = self.used() >= 1.0
             # stop
             if self.attempt.stop:
@@ -103,7 +110,7 @@ class Loop:
     def train_step(self) -> None:
         """One optimizer step, in the order of docs/design.md; a stop between micro batches takes it back."""
         clocks, optimizer, prune = self.clocks, self.built.optimizer, self.cfg.prune
-        start, before = clocks.since, clocks.spent["fwd_bwd"]
+        start, before = self.mark(), clocks.spent["fwd_bwd"]
         number, progress = self.step + 1, self.used(self.step + 1)
         self.set_rate(self.cfg.optim.section.lr * self.cfg.schedule.scale(number, progress))
         undo = checkpoint.random_state() if self.accum > 1 else None
@@ -128,16 +135,33 @@ class Loop:
         norm = optimizer.gate(sum(losses[1:], losses[0]), self.work.clip)
         optimizer.step()
         optimizer.zero_grad()
+        self.window.add(losses, norm)  # now and then waits for the device, so while a clock of training runs
         clocks.to("prune")
         prune.update(number)
         clocks.to("other")
         self._book("fwd_bwd", before)
         self.step = self.attempt.status["step"] = number
-        self.window.add(losses, norm)
-        self.step_ms.append(1e3 * (clocks.since - start))
+        self.marks.append((start, self.mark()))
         self.applied = (number, progress, optimizer.param_groups[0]["lr"])
         if len(self.probes) < len(PROBES) and progress >= PROBES[len(self.probes)]:
             self.probes.append(self.applied)
+
+    def drain(self) -> None:
+        """Wait for the steps that a GPU still computes: on the clock of training, before the budget is read."""
+        self.clocks.to("fwd_bwd")
+        self.window.read()
+        self.clocks.to("other")
+        gpu = self.device.type == "cuda"
+        self.step_ms.extend(a.elapsed_time(b) if gpu else 1e3 * (b - a) for a, b in self.marks)
+        self.marks.clear()
+
+    def mark(self) -> Any:
+        """The time here: on a GPU an event, for the host is ahead of it."""
+        if self.device.type == "cpu":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def set_rate(self, rate: float) -> None:
         """Write the learning rate into all groups: a float, so that the device is not asked."""

@@ -12,11 +12,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ablab import build, checkpoint, config, rundir, train
+from ablab import build, checkpoint, config, rundir, train, window
 from ablab.attempt import Attempt
 from ablab.optim._flat import FlatOptimizer
+from ablab.plugin import Clause
 from ablab.train import Loop
-from ablab.window import CLOCKS, Clocks
+from ablab.window import CLOCKS, TRAINING, Clocks, Window
 from tests import trial as tiny
 
 CPU = torch.device("cpu")
@@ -185,6 +186,37 @@ def test_clocks_add_up(tmp_path):
     assert all(used[k] > 0 for k in ("startup_s", "warmup_s", "data_s", "eval_s", "checkpoint_s", "train_s"))
 
 
+@pytest.mark.parametrize("fold", [2, 4096])
+def test_a_device_is_awaited_on_a_clock_of_training(tmp_path, fold):
+    """What a GPU still computes when a row, an evaluation or a checkpoint is due is neither of them."""
+
+    def before():
+        window.FOLD = fold
+        real_to, real_read, running = Clocks.to, Window.read, [""]
+
+        def to(self, name):
+            running[0] = name
+            real_to(self, name)
+
+        def read(self):
+            assert not self.raw or running[0] in TRAINING, f"waits on the clock {running[0]}"
+            return real_read(self)
+
+        Clocks.to, Window.read = to, read
+
+    more = "CONFIG_TRAIN_LOG_STEPS=7\nCONFIG_TRAIN_CKPT_INTERVAL=3\nCONFIG_TRAIN_STEPS=19\n"
+    assert points(done(tmp_path, more, before), "train_loss").keys() >= {7, 14, 19}
+
+
+def test_every_step_is_timed(tmp_path):
+    def before():
+        timed = Clause("test/timed", "end", lambda loop: (19, len(loop.step_ms)))
+        train.END = (*train.END, timed)
+
+    trial = done(tmp_path, "CONFIG_TRAIN_LOG_STEPS=7\nCONFIG_TRAIN_STEPS=19\n", before)
+    assert "test/timed" in [c["name"] for c in trial.summary()["contracts"]]
+
+
 def test_a_done_trial_holds_all_that_is_promised(tmp_path):
     trial = done(tmp_path)
     assert trial.flaw() is None
@@ -286,6 +318,8 @@ def raises(error):
         (torch.OutOfMemoryError("CUDA out of memory."), "oom", "oom", 1, "make CONFIG_TRAIN_BATCH_MICRO=1 needs less"),
         (MemoryError(), "oom", "oom", 1, "out of memory in phase train"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "oom", "oom", 1, "allocate"),
+        (RuntimeError("CUDA error: out of memory"), "oom", "oom", 1, "CUDA error"),
+        (RuntimeError("CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling"), "oom", "oom", 1, "HIPBLAS"),
         (RuntimeError("boom"), "failed", "exception", 1, "RuntimeError: boom"),
         (ValueError("boom"), "failed", "exception", 1, "ValueError: boom"),
         (OSError(errno.ENOSPC, "No space left"), "preempted", "disk", 75, "free space"),
