@@ -12,19 +12,23 @@ from ablab.config import Amp, Budget, Device, RunConfig
 from ablab.data import DataError
 
 # Dense peaks of one device from the makers' datasheets, 2026-11: TFLOP/s in bf16, in fp32 by TF32 where there is TF32.
+# The first name that fits counts.  An MI250 is two devices: half of its datasheet.
 PEAKS = {
     "H200": (989.0, 495.0),
     "H100 PCIe": (756.0, 378.0),
+    "H100 NVL": (835.0, 418.0),
     "H100": (989.0, 495.0),
     "B200": (2250.0, 1125.0),
     "A100": (312.0, 156.0),
     "A10G": (70.0, 35.0),
     "L40S": (362.0, 183.0),
+    "L40": (181.0, 90.5),
     "L4": (121.0, 60.0),
     "RTX 4090": (165.0, 83.0),
     "RTX 3090": (71.0, 36.0),
     "MI300X": (1307.0, 654.0),
-    "MI250X": (383.0, 96.0),
+    "MI250X": (191.5, 47.9),
+    "MI250": (181.0, 45.3),
     "W7900": (123.0, 61.0),
 }
 GIB = 1 << 30
@@ -39,9 +43,13 @@ def peak(cfg: RunConfig, device: torch.device) -> float | None:
     half = cfg.sys.amp is Amp.BF16
     if device.type == "cpu":
         return gemm_rate(torch.bfloat16 if half else torch.float32)
-    name = torch.cuda.get_device_name(device)
-    found = next((rates for key, rates in PEAKS.items() if key in name), None)
+    found = listed(torch.cuda.get_device_name(device))
     return found[0 if half else 1] * 1e12 if found and (half or cfg.sys.tf32) else None
+
+
+def listed(name: str) -> tuple[float, float] | None:
+    """TFLOP/s in bf16 and in fp32 of the GPU that torch calls `name`."""
+    return next((rates for key, rates in PEAKS.items() if key in name), None)
 
 
 def gemm_rate(dtype: torch.dtype, size: int = 512, repeats: int = 8) -> float:

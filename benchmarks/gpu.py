@@ -24,8 +24,6 @@ from typing import Any
 from benchmarks import Figure, record
 
 LIMIT_S = 540  # rungs that would start later are left out, and listed
-# dense bf16 TFLOP/s by the vendors' data sheets; the first name that fits
-PEAKS = "H200 989, H100 PCIe 756, H100 989, A100 312, A10G 70, L40S 362, L4 121, RTX 4090 165, MI300X 1307, MI250 362"
 PLAIN = {"tf32": False, "bf16": False, "flash": False, "vocab": 50257, "fused": False, "sync": True, "compile": False}
 LADDER = (  # what each rung adds
     ("fp32, eager", {}),
@@ -72,6 +70,7 @@ class Check:
     def __init__(self, folder: Path, rehearse: bool, samples: int) -> None:
         import torch
 
+        from ablab.forecast import listed
         from benchmarks.peers import SHAPES
 
         self.torch, self.folder, self.rehearse, self.samples = torch, folder, rehearse, samples
@@ -79,8 +78,7 @@ class Check:
         self.start = time.perf_counter()
         self.figures: list[Figure] = []
         name = "rehearsal" if rehearse else torch.cuda.get_device_name()
-        peaks = (entry.rsplit(" ", 1) for entry in PEAKS.split(", "))
-        self.peak = next((float(tflops) * 1e12 for part, tflops in peaks if part in name), 0.0)
+        self.peak = (listed(name) or (0.0,))[0] * 1e12
         self.facts: dict[str, Any] = {"device": name, "torch": torch.__version__, "hip": torch.version.hip}
         self.small, self.gpt2 = replace(SHAPES["mac"], vocab=256), replace(SHAPES["gpt2"], batch=16)
         if rehearse:

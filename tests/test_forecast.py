@@ -72,6 +72,22 @@ def test_an_unknown_device_has_no_hours(tmp_path):
     assert forecast.forecast(load(tmp_path), 256, 561, None).hours is None
 
 
+@pytest.mark.parametrize(
+    ("name", "bf16"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H100 NVL", 835.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA L40", 181.0),
+        ("NVIDIA L4", 121.0),
+        ("AMD Instinct MI250X / MI250", 191.5),
+    ],
+)
+def test_a_listed_device_has_its_own_peak(name, bf16):
+    assert forecast.listed(name)[0] == bf16
+
+
 def test_a_cpu_is_measured(tmp_path):
     assert 1e8 < forecast.peak(load(tmp_path), CPU) < 1e14
 

@@ -176,7 +176,9 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
     """Any device: a few rows at a time, recomputed in the backward pass."""
 
     def rows(q: Tensor, k: Tensor, v: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        s = (scale * (q @ k.mT)).to(_precise(q))
+        wide = _precise(q)
+        with torch.autocast(q.device.type, enabled=False):  # bf16 would round the logits, and with them lse
+            s = scale * (q.to(wide) @ k.to(wide).mT)
         if mask is None:
             i = torch.arange(first, first + q.shape[2], device=q.device)[:, None]
             s = s.masked_fill(torch.arange(k.shape[2], device=q.device) > i, -torch.inf)

@@ -194,6 +194,15 @@ def test_fp32_error_is_that_of_the_kernel():
     assert (m.lse_BHT - lse).abs().max() < 1e-5 and (m.y_BHTV - o).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("core", [_chunked, _Flash.apply])
+def test_lse_of_bf16_heads_is_exact_under_autocast(core):
+    q, k, v = (3 * random(B, H, T, 48, seed=i).bfloat16() for i in range(3))
+    _, exact = _chunked(q.double(), k.double(), v.double(), None, SCALE)
+    with torch.autocast("cpu", torch.bfloat16):
+        o, lse = core(q, k, v, None, SCALE)
+    assert o.dtype == torch.bfloat16 and (lse - exact).abs().max() < 1e-3  # logits of 50 in fp32; in bf16 0.2
+
+
 def test_bf16_values_with_fp32_logits_run():
     """A gate in fp32 widens q under autocast; the kernel takes one type."""
     t = {n: x.detach().bfloat16() for n, x in inputs().items()} | {"q": inputs()["q"].detach().float()}
