@@ -231,7 +231,7 @@ class Loop:
             m["total_training_flops"] = self.step * self.work.flops
             m["total_training_time"] = clocks.training()
         axes = {"tokens": self.step * self.work.tokens, "flops": float(self.step * self.work.flops)}
-        axes |= {"train_s": clocks.training(), "wall_s": clocks.total()}
+        axes |= {"train_s": clocks.training(), "wall_s": sum(self.window.upto.values())}
         self.attempt.patiently(lambda: self.rows.row(self.step, m, **axes))
         self.rowed = self.step
         self._say(m, evaluated or last)

@@ -77,6 +77,8 @@ class Window:
         self.step, self.epoch = 0, 0
         self.clocks = dict.fromkeys(CLOCKS, 0.0)
         """Where the clocks stood at the last row."""
+        self.upto: dict[str, float] = {}
+        """Where they stood at this one, where the next window begins; empty before `measures`."""
         self.epoch_s = 0.0
         """Seconds of training and data at the last end of an epoch."""
 
@@ -102,7 +104,8 @@ class Window:
     def measures(self, step: int, clocks: Clocks, work: Work) -> dict[str, float]:
         """Metrics of the window, after `read`; its clocks are differences, so that they add up over rows."""
         clocks.total()
-        d = {name: clocks.spent[name] - self.clocks[name] for name in CLOCKS}
+        self.upto = dict(clocks.spent)
+        d = {name: self.upto[name] - self.clocks[name] for name in CLOCKS}
         m = {f"time/{name}_s": s for name, s in d.items() if s}
         train_s, steps = sum(d[name] for name in TRAINING), step - self.step
         if not steps or not self.norms:
@@ -126,7 +129,7 @@ class Window:
     def next(self, step: int, clocks: Clocks, work: Work) -> "Window":
         """The window that begins here."""
         new = Window(self.accum)
-        new.step, new.clocks, new.epoch_s = step, dict(clocks.spent), self.epoch_s
+        new.step, new.clocks, new.epoch_s = step, self.upto or dict(clocks.spent), self.epoch_s
         new.epoch = step * work.samples // work.epoch
         if new.epoch > self.epoch:
             new.epoch_s = clocks.training() + clocks.spent["data"]
