@@ -209,7 +209,7 @@ class _Expander:
             layers=self.layers,
             trials=trials,
             skipped=skipped,
-            contrasts=self._contrasts(trials, as_written),
+            contrasts=self._contrasts(trials, as_written, groups),
             factors={k: n for k, n in factors if n},
             variables=self.variables,
             autos={f"CONFIG_{r.name}={r.text}": r.where for _, _, r in autos},
@@ -459,8 +459,9 @@ class _Expander:
             **_facts(self.tree, settled, base),
         )
 
-    def _contrasts(self, trials: Sequence[Trial], as_written: bool) -> tuple[tuple[str, str], ...]:
-        """Each declared contrast at each point of the axes that it does not name."""
+    def _contrasts(self, trials: Sequence[Trial], as_written: bool, groups: Groups) -> tuple[tuple[str, str], ...]:
+        """Each declared contrast at each point of the axes that it does not name; who names an axis names those
+        that move with it."""
         # a step without a parent is compared with the baseline, which is on the base as well
         steps = self.study.steps
         defaults = [study.Contrast(left=s.id, right=s.parent or steps[0].id, line=s.line) for s in steps[1:]]
@@ -470,6 +471,7 @@ class _Expander:
             wanted = [{"": a} if isinstance(a, str) else dict(a) for a in (contrast.left, contrast.right)]
             left, right = ([a for a in arms if _fits(arms[a], w)] for w in wanted)
             free = {k for arm in arms.values() for k in arm} - {*wanted[0], *wanted[1]}
+            free -= {a.key for g in groups if not {*wanted[0], *wanted[1]}.isdisjoint(a.key for a in g) for a in g}
             new = [(a, b) for a, b in product(left, right) if _alike(arms[a], arms[b], free)]
             if not new and as_written:
                 text = " - ".join(arm_text(w.pop("", None), w) for w in wanted)

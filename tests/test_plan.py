@@ -191,6 +191,13 @@ def test_placebo_arms_copy_the_baseline_on_seeds_of_their_own(project):
     assert p.contrasts == (("R1", "R0"), ("R2", "R1"))
 
 
+def test_a_contrast_that_names_an_axis_names_what_moves_with_it(project):
+    text = MATRIX.split("sweep")[0] + (
+        "sweep TRAIN_STEPS = 5000 9000\nwith OPT_LR = 1e-3 2e-3\ncontrast TRAIN_STEPS=9000 - TRAIN_STEPS=5000\n"
+    )
+    assert expand_in(project, text).contrasts == (("TRAIN_STEPS=9000 OPT_LR=2e-3", "TRAIN_STEPS=5000 OPT_LR=1e-3"),)
+
+
 def test_a_point_contrast_holds_at_every_point_it_does_not_name(project):
     text = MATRIX + "contrast OPT=ADAMW PRUNE=MAGNITUDE - OPT=SGD PRUNE=MAGNITUDE, PRUNE=MAGNITUDE - PRUNE=NONE\n"
     assert set(expand_in(project, text).contrasts) == {
