@@ -2,6 +2,7 @@
 # Size: names, schemas and writers of all result files stay in one file, so that no second one knows a name.
 """The files of results/: the only place that knows their names and schemas, and how they are written.
 
+    results/.lock                         held while a campaign is looked for and created
     results/<campaign>/                   Campaign
       campaign.json auto.json amend-001.json status.json journal.jsonl journal.lock forecast.jsonl reserve.bin
       control/stop  mirror/  report/
@@ -16,7 +17,9 @@ JSON files are replaced atomically and checked against SCHEMAS when written and 
 kept.  A `write` argument takes the place of os.write, so that a test can fill the disk.
 """
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -403,7 +406,7 @@ class Campaign(_Folder):
         try:
             with plain(path) as file:
                 data = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{self.path}: no campaign.json, so it is no campaign; make ls lists those") from None
         body = _decode(data, "campaign", path)
         for trial in body["trials"]:
@@ -480,6 +483,15 @@ def campaigns(results: Path) -> list[Campaign]:
         except RunError:
             continue
     return sorted(found, key=lambda c: (c.content["created"], c.name))
+
+
+@contextlib.contextmanager
+def alone(results: Path) -> Iterator[None]:
+    """Hold the lock of a results folder: looking for a campaign and creating it must be one step."""
+    # POSIX locks work over NFS, and the kernel drops them with their process
+    with open(results / ".lock", "ab", opener=no_link) as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
 
 
 def find(results: Path, selector: str) -> Campaign:

@@ -17,7 +17,7 @@ from ablab.journal import RERUN, Journal, TrialState
 from ablab.plan import Plan, Trial
 from ablab.run import _display, local
 from ablab.run.queue import BAD, LOG_BYTES, Options, Runner, Stop, child_of, counts, result_line, runner_alive
-from ablab.rundir import Campaign, RunError, campaigns, write_bytes
+from ablab.rundir import Campaign, RunError, alone, campaigns, checked, write_bytes
 
 __all__ = [
     "Options",
@@ -43,7 +43,9 @@ def start(plan: Plan, options: Options) -> int:
     Raises ValueError when nothing can be started: the results folder cannot be written, nobody said yes.
     """
     results = _results(plan, options)
-    found = None if options.new else find_current(results, plan)
+    if options.name:
+        checked(options.name)
+    found = None if options.new else find_current(results, plan, options.name)
     if found:
         if not finished(found):
             print(f"continues {found.name}")
@@ -71,8 +73,14 @@ def start(plan: Plan, options: Options) -> int:
         content["policy"] |= {"jobs": plan.settings.jobs, "checkpoint_bytes": size}
         _check_disk(results, plan, size)
         configs = {trial.folder: trial.config for trial in plan.trials}
-        campaign = Campaign.create(results, name, content, configs, numbered=options.name is None)
+        with alone(results):  # another start of this plan may have been faster
+            found = None if options.new else find_current(results, plan, options.name)
+            campaign = found or Campaign.create(results, name, content, configs, numbered=options.name is None)
         runner = Runner(campaign, options, stop, server)
+        if found:
+            print(f"continues {found.name}")
+            runner.look()
+            runner.requeue()
         runner.run()
     return runner.conclude()
 
@@ -158,15 +166,17 @@ def status(campaign: Campaign) -> dict[str, Any]:
     entries, trials = Journal.of(campaign).replay(), []
     for folder, record in campaign.records().items():
         entry = entries.entry(folder)
-        now = campaign.trial(folder).status() if entry.state is TrialState.RUNNING else None
+        live = campaign.trial(folder).status() if entry.state is TrialState.RUNNING else None
         row = {"trial": record["id"], "folder": folder, "state": str(entry.state), "attempt": entry.attempt}
         row |= {"class": entry.cls, "reason": entry.reason, "evidence": entry.evidence}
-        trials.append(row | {k: now.get(k) if now else None for k in ("phase", "step", "loss", "eta_s")})
-    recorded = campaign.status() or {}
+        trials.append(row | {k: live.get(k) if live else None for k in ("phase", "step", "loss", "eta_s")})
+    recorded, now = campaign.status() or {}, counts(entries, [*campaign.records()])
+    if recorded.get("counts") != now:  # amended or queued since
+        recorded = {}
     return {
         "campaign": campaign.name,
         "path": str(campaign.path),
-        "counts": counts(entries, [*campaign.records()]),
+        "counts": now,
         "exit": recorded.get("exit"),
         "result": recorded.get("result"),
         **_display.estimate(campaign, entries),
@@ -212,10 +222,12 @@ def amend(campaign: Campaign, seeds: str) -> str:
     return f"{campaign.name}: {len(trials)} trials added; make continue CAMPAIGN={campaign.name} runs them"
 
 
-def find_current(results: Path, plan: Plan) -> Campaign | None:
-    """The campaign that runs this plan with this code: the newest unfinished one, else the newest."""
+def find_current(results: Path, plan: Plan, name: str | None = None) -> Campaign | None:
+    """The campaign that runs this plan with this code: the newest unfinished one, else the newest; with `name`
+    only the one called so."""
     wanted = plan.hash, provenance.tree()
     same = [c for c in campaigns(results) if (c.content["plan"], c.content["code"]["tree"]) == wanted]
+    same = [c for c in same if name in (None, c.name)]
     return next((c for c in reversed(same) if not finished(c)), same[-1] if same else None)
 
 
@@ -278,10 +290,13 @@ def _head(plan: Plan) -> str:
 def _ask(plan: Plan, options: Options) -> None:
     if not options.yes and not options.tty:
         raise RunError("no terminal to ask on; YES=1 starts without a question")
-    if not options.yes and input(f"start {len(plan.trials)} trials? [y/N] ").strip().lower() not in (
-        "y",
-        "yes",
-    ):
+    if options.yes:
+        return
+    try:
+        answer = input(f"start {len(plan.trials)} trials? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise RunError("nothing was started")
 
 

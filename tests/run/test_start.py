@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """From a plan to a campaign: what is asked, checked, created, continued, and what is not."""
 
+import io
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -69,6 +70,32 @@ def test_a_name_can_be_given_once(tiny, tmp_path):
         run.start(tiny, options(tmp_path, name="mine", new=True))
 
 
+def test_another_name_starts_another_campaign(tiny, tmp_path):
+    run.start(tiny, options(tmp_path))
+    run.start(tiny, options(tmp_path, name="mine"))
+    run.start(tiny, options(tmp_path, name="mine"))
+    names = [c.name for c in campaigns(tmp_path)]
+    assert len(names) == 2 and "mine" in names
+
+
+def test_a_name_that_may_not_be_one_is_refused_first(tiny, tmp_path, capsys):
+    run.start(tiny, options(tmp_path))
+    capsys.readouterr()
+    with pytest.raises(RunError, match="not a name"):
+        run.start(tiny, options(tmp_path, name="../x"))
+    assert not capsys.readouterr().out
+
+
+def test_a_start_joins_the_campaign_of_a_faster_one(tiny, tmp_path, monkeypatch, capsys):
+    run.start(tiny, options(tmp_path))
+    find, calls = run.find_current, []
+    # it saw no campaign before its dry run, and one after it
+    monkeypatch.setattr(run, "find_current", lambda *a: find(*a) if calls else calls.append(a))
+    assert run.start(tiny, options(tmp_path)) == 0
+    (campaign,) = campaigns(tmp_path)
+    assert f"continues {campaign.name}" in capsys.readouterr().out and drive.attempts(campaign) == [1, 1]
+
+
 def test_other_code_starts_another_campaign(tiny, tmp_path, monkeypatch):
     run.start(tiny, options(tmp_path))
     monkeypatch.setattr(run.provenance, "tree", lambda: "0" * 64)
@@ -103,6 +130,12 @@ def test_a_terminal_is_asked_once(tiny, tmp_path, monkeypatch, answer, starts):
         with pytest.raises(RunError, match="nothing was started"):
             run.start(tiny, options(tmp_path, yes=False, tty=True))
     assert asked == ["start 2 trials? [y/N] "] and (len(campaigns(tmp_path)) == 1) == starts
+
+
+def test_a_terminal_that_closes_starts_nothing(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    with pytest.raises(RunError, match="nothing was started"):
+        run.start(tiny, options(tmp_path, yes=False, tty=True))
 
 
 def test_a_results_folder_that_cannot_be_written_is_named(tiny, tmp_path):
@@ -146,6 +179,7 @@ def test_amend_adds_trials_and_continue_runs_only_them(tiny, tmp_path):
     (campaign,) = campaigns(tmp_path)
     assert "1 trials added" in run.amend(campaign, "1")
     assert not run.finished(campaign)
+    assert run.status(campaign)["exit"] is None  # the recorded result is that of fewer trials
     assert run.resume(campaign, options(tmp_path)) == 0
     assert drive.attempts(campaign) == [1, 1, 1]
     with pytest.raises(RunError, match="ADD_SEEDS"):
