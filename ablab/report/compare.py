@@ -69,6 +69,8 @@ def compare(
 
     Raises QueryError for a selector that finds nothing or does not say which arms to compare.
     """
+    for key in keys:
+        metrics.get(key)
     left, found = _arms(query.resolve(results, [base])), []
     for other in others:
         right = _arms(query.resolve(results, [other]))

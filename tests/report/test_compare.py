@@ -101,6 +101,11 @@ def test_campaigns_are_compared_arm_by_arm(results):
     assert [row(c, "val_loss")["difference"] for c in found] == [pytest.approx(1.0), pytest.approx(1.0)]
 
 
+def test_a_metric_that_does_not_exist_is_an_error(results):
+    with pytest.raises(ValueError, match="no such metric"):
+        compare(results, "ra/step:R0", ["ra/step:R1"], keys=["val_los"])
+
+
 def test_arms_that_do_not_correspond_are_an_error(results):
     campaign.write(results, finals, name="rest", arms=(("R7", {}), ("R8", {})), seeds=(1,), contrasts=())
     with pytest.raises(QueryError, match="ra has R0, R1; rest has R7, R8"):
