@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The verbs: `ablab VERB [VARIABLE=value ..]`, each also a make target of the same name."""
 
+import contextlib
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -15,29 +18,50 @@ ROOT = kconf.ROOT
 BUDGET = "TIME MAX_ITERS MAX_TOKENS EPOCHS"
 PLAN = f"SEEDS SWEEP STEPS TRACKER JOBS KEEP_GOING O {BUDGET}"
 RUN = "NAME CHECK NEW YES"
+TABLE = "table json csv"
 ASK_FROM = 9  # trials from which a start at a terminal is confirmed once
+ALLOWED = {  # variable -> (pattern of its whole value, what that is), for those that no symbol takes
+    **dict.fromkeys(("ALL", "CHECK", "DROP", "DRY_RUN", "NEW", "V", "YES"), ("[01]", "0 or 1")),
+    **dict.fromkeys(
+        ("CAMPAIGN", "KCONFIG_SEED", "NAME", "O", "STUDY"), (".+", "empty; give it a value or leave it out")
+    ),
+    "JOBS": ("auto|0|[1-9][0-9]{0,3}", "a number of trials at once, or auto"),
+    "KEEP_GOING": ("[yn]", "y or n"),
+    "POINTS": ("0|[1-9][0-9]{0,8}", "a number of points, 0 for all"),
+    "SHOW": ("anyway", "anyway"),
+}
 Vars = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """What a verb calls, the variables that act on it, those that bare words fill in, and whether CONFIG_X does."""
+    """What a verb calls, the variables that act on it, those that bare words fill in, whether CONFIG_X does, and its
+    forms; one that `streams` prints as it goes."""
 
     call: Callable[[Vars], int]
     takes: tuple[str, ...]
     bare: tuple[str, ...]
     symbols: bool
+    forms: tuple[str, ...]
+    streams: bool
 
 
 VERBS: dict[str, Verb] = {}
 
 
-def verb(name: str, bare: str = "", takes: str = "", symbols: bool = False) -> Callable:
+def verb(
+    name: str,
+    bare: str = "",
+    takes: str = "",
+    symbols: bool = False,
+    forms: str = "table json",
+    streams: bool = False,
+) -> Callable:
     """Register a function as a verb; a trailing `+` on a name in `bare` takes all remaining words."""
 
     def add(call: Callable[[Vars], int]) -> Callable[[Vars], int]:
         known = dict.fromkeys([*bare.replace("+", "").split(), *takes.split(), "FORMAT", "V"])
-        VERBS[name] = Verb(call, tuple(known), tuple(bare.split()), symbols)
+        VERBS[name] = Verb(call, tuple(known), tuple(bare.split()), symbols, tuple(forms.split()), streams)
         return call
 
     return add
@@ -143,7 +167,8 @@ def planned(v: Vars, dotless: bool = True) -> Any:
     from ablab import machine, plan
 
     if not (ROOT / ".config").exists() and dotless:
-        print("no .config: loading defconfigs/demo; make list-defconfigs shows others, make defconfig-NAME loads one")
+        text = "no .config: loading defconfigs/demo; make list-defconfigs shows others, make defconfig-NAME loads one"
+        print(text, file=sys.stderr)  # stdout may be for a script
         configure.defconfig(ROOT, "demo")
     configure.refresh(ROOT)
     return plan.expand(configure.read(ROOT), v, machine.inventory(), name=configure.origin(ROOT)["defconfig"])
@@ -202,7 +227,7 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-@verb("run", takes=f"{PLAN} {RUN} DRY_RUN", symbols=True)
+@verb("run", takes=f"{PLAN} {RUN} DRY_RUN", symbols=True, streams=True)
 def _(v: Vars) -> int:
     """Plan, check, run or continue, report.  What `make` does; DRY_RUN=1 stops after the dry run."""
     from ablab import run
@@ -222,28 +247,33 @@ def _(v: Vars) -> int:
     return show(v, plan.listing(todo), plan.as_json(todo))
 
 
-@verb("check", takes=f"{PLAN} STEP STUDY", symbols=True)
+@verb("check", takes=f"{PLAN} STEP STUDY", symbols=True, streams=True)
 def _(v: Vars) -> int:
     """Dry-run every step: build, train two steps, evaluate, save, load, resume.  STEP=ID picks one; without
     .config all shipped studies.  Exit 1 if any fails."""
-    from ablab import machine, plan, run
+    from ablab import machine, plan, run, study
 
     if "STUDY" not in v and ((ROOT / ".config").exists() or "STEP" in v):
         return run.check(planned(v), options(v), v.get("STEP"))
-    names = [v["STUDY"]] if "STUDY" in v else sorted(p.stem for p in (ROOT / "studies").glob("*.study"))
+    names = (
+        [study.find(v["STUDY"]).name] if "STUDY" in v else sorted(p.stem for p in (ROOT / "studies").glob("*.study"))
+    )
     plans = [plan.expand(configure.layers(ROOT, n), dict(v), machine.inventory(), name=n) for n in names]
     return max(run.check(p, options(v), v.get("STEP")) for p in plans)
 
 
-@verb("estimate", "CAMPAIGN", takes=PLAN, symbols=True)
+@verb("estimate", "CAMPAIGN", takes=PLAN, symbols=True, streams=True)
 def _(v: Vars) -> int:
     """Time and memory before a start; with a running campaign the time left and its basis."""
     from ablab import run
 
-    return run.forecast(planned(v), options(v)) if "CAMPAIGN" not in v else show(v, run.left(campaign(v)))
+    if "CAMPAIGN" not in v:
+        return run.forecast(planned(v), options(v))
+    print(run.left(campaign(v)))
+    return 0
 
 
-@verb("continue", "CAMPAIGN", takes="O JOBS KEEP_GOING")
+@verb("continue", "CAMPAIGN", takes="O JOBS KEEP_GOING", streams=True)
 def _(v: Vars) -> int:
     """Go on with a campaign: reap the dead, verify what is done, run what is missing.  Deletes nothing."""
     from ablab import run
@@ -251,7 +281,7 @@ def _(v: Vars) -> int:
     return run.resume(campaign(v, unfinished=True), options(v))
 
 
-@verb("rerun", "TARGET", takes="STATE CAMPAIGN O JOBS KEEP_GOING")
+@verb("rerun", "TARGET", takes="STATE CAMPAIGN O JOBS KEEP_GOING", streams=True)
 def _(v: Vars) -> int:
     """Run trials again from step 0: TARGET=<glob or hash>, STATE=failed, or both."""
     from ablab import run
@@ -341,7 +371,7 @@ def _(v: Vars) -> int:
     return max(c.code for c in found)
 
 
-@verb("ls", "SEL+", takes="WHERE SORT O")
+@verb("ls", "SEL+", takes="WHERE SORT O", forms=TABLE)
 def _(v: Vars) -> int:
     """Campaigns, or the trials of SEL: CAMPAIGN, CAMPAIGN/TRIAL, a hash prefix, latest or step:ID; globs work.
     WHERE='state=done and val_loss<3.3', SORT=column."""
@@ -350,7 +380,7 @@ def _(v: Vars) -> int:
     return table(v, query.ls(results(v), words(v, "SEL"), v.get("WHERE", ""), v.get("SORT", "")))
 
 
-@verb("keys", "SEL+", takes="PREFIX O")
+@verb("keys", "SEL+", takes="PREFIX O", forms=TABLE)
 def _(v: Vars) -> int:
     """Metrics of trials: name, unit, points, first and last step.  Exit 1 if there is none."""
     from ablab.report import query
@@ -358,7 +388,7 @@ def _(v: Vars) -> int:
     return table(v, query.keys(query.resolve(results(v), need(v, "SEL").split()), v.get("PREFIX", "")))
 
 
-@verb("series", "SEL+", takes="KEY X POINTS O")
+@verb("series", "SEL+", takes="KEY X POINTS O", forms=TABLE)
 def _(v: Vars) -> int:
     """Points of the metrics in KEY over X=step|tokens|train_s|wall_s|flops; POINTS=N thins the output only."""
     from ablab.report import query
@@ -368,7 +398,7 @@ def _(v: Vars) -> int:
     return table(v, query.series(trials, need(v, "KEY").replace(",", " ").split(), v.get("X", "step"), points))
 
 
-@verb("diff", "A B", takes="ALL O")
+@verb("diff", "A B", takes="ALL O", forms=TABLE)
 def _(v: Vars) -> int:
     """Effective values that differ between two trials, who set them, and what differs in the built model."""
     from ablab.report import query
@@ -439,7 +469,7 @@ def number(name: str, text: str, kind: type) -> Any:
 def parse(words: Iterable[str], known: Verb, environment: dict[str, str]) -> Vars:
     """Variables of a call: make's by name from the environment, then `X=value`, `--x value` and bare words."""
     v = {name: environment.get(name, "") for name in environment.get("ABLAB_MAKE_VARS", "").split()}
-    bare, words = list(known.bare), list(words)
+    bare, words, seen = list(known.bare), list(words), set()
     while words:
         word = words.pop(0)
         option = word.startswith("--")
@@ -457,8 +487,44 @@ def parse(words: Iterable[str], known: Verb, environment: dict[str, str]) -> Var
                 value = f"{v.get(name, '')} {word}".strip()
             else:
                 bare.pop(0)
+        if name in seen and f"{name}+" not in known.bare:
+            raise kconf.ConfigError([f"make line: error: {word}: {name} is given twice; keep one"])
+        seen.add(name)
         v[name] = value
     return v
+
+
+def check_values(v: Vars, known: Verb) -> None:
+    """Raise ConfigError for values that are not text, and for those of FORMAT and ALLOWED that nothing takes."""
+    errors = [f"{name}: not UTF-8" for name, text in v.items() if _is_torn(text)]
+    if v.get("FORMAT", "table") not in known.forms:
+        errors.append(f"FORMAT={v['FORMAT']}: not {' or '.join(known.forms)}")
+    for name, text in v.items():
+        pattern, what = ALLOWED.get(name, ("(?s:.*)", ""))
+        if not re.fullmatch(pattern, text):
+            errors.append(f"{name}={text}: " + (what if pattern == ".+" else f"not {what}"))
+    if errors:
+        raise kconf.ConfigError(f"make line: error: {e}" for e in errors)
+
+
+def _is_torn(text: str) -> bool:
+    return any("\ud800" <= c <= "\udfff" for c in text)  # bytes that the locale could not read
+
+
+class _Heard(io.StringIO):
+    """Keeps what is printed, and passes it on to stderr."""
+
+    def write(self, text: str) -> int:
+        sys.stderr.write(text)
+        return super().write(text)
+
+
+def heard(call: Callable[[Vars], int], v: Vars) -> int:
+    """Call a verb that prints as it goes: its text goes to stderr, then its lines to stdout as one JSON list."""
+    with contextlib.redirect_stdout(_Heard()) as text:
+        code = call(v)
+    show(v, text.getvalue())
+    return code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -481,9 +547,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         configure.check_environment(os.environ, v)
         configure.check_variables(v, known.takes, known.symbols)
-        if v.get("FORMAT", "table") not in ("table", "json", "csv"):
-            raise kconf.ConfigError([f"make line: error: FORMAT={v['FORMAT']}: not table, json or csv"])
-        return known.call(v)
+        check_values(v, known)
+        return heard(known.call, v) if known.streams and v.get("FORMAT") == "json" else known.call(v)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -492,7 +557,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("ABLAB_TRACE"):
             raise
-        print(str(error), file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename:
+            text = f"{error.filename}: error: {error.strerror}; see that it is there and can be written, then try again"
+        print(text, file=sys.stderr)
         return 2
 
 

@@ -86,9 +86,12 @@ def origin(root: Path) -> dict[str, Any]:
     if not path.exists():
         return {"defconfig": "", "sha256": "", "symbols": {}}
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError([f"{path.name}: error: not JSON; delete it"]) from error
+        found = json.loads(path.read_text())
+        if not {"defconfig", "symbols"} <= found.keys() or not isinstance(found["symbols"], dict):
+            raise ValueError
+    except (ValueError, AttributeError) as error:
+        raise ConfigError([f"{path.name}: error: not JSON as ablab writes it; delete it"]) from error
+    return found
 
 
 def write(root: Path, settled: Settled, names: str | None = None) -> None:
@@ -125,7 +128,7 @@ def refresh(root: Path, settled: Settled | None = None) -> bool:
     Raises ConfigError when `.config` does not settle.
     """
     path, digest = root / "config.py", _digest((root / ".config").read_bytes())
-    if path.exists() and f"sha256 {digest}" in path.read_text():
+    if path.exists() and f"sha256 {digest}".encode() in path.read_bytes():
         return False
     settled = settled or kconf.settle(kconf.load(root), [_dotconfig(root)])
     values = "".join(f"    {name!r}: {value!r},\n" for name, value in settled.values.items())
@@ -266,6 +269,8 @@ def savedefconfig(root: Path, name: str, extra: Sequence[Layer] = ()) -> str:
         raise ConfigError([f"NAME={name}: error: not a name: lower case letters, digits and . _ - without .."])
     settled = kconf.settle(kconf.load(root), [*read(root), *extra])
     path = root / "defconfigs" / name
+    if path.is_dir():
+        raise ConfigError([f"NAME={name}: error: defconfigs/{name} is a folder; choose another name"])
     comment = (defconfigs(root)[name] if path.exists() else "") or NEW.format(name)
     head = ["SPDX-License-Identifier: MIT", *comment.split("\n")]
     path.parent.mkdir(exist_ok=True)

@@ -169,7 +169,15 @@ def test_no_config_says_how_to_make_one(root):
 def test_a_damaged_origin_is_an_error_that_says_what_to_do(root):
     configure.defconfig(root, "small")
     (root / ".config.origin").write_text("{")
-    with pytest.raises(ConfigError, match=r"\.config\.origin: error: not JSON; delete it"):
+    with pytest.raises(ConfigError, match=r"\.config\.origin: error: not JSON as ablab writes it; delete it"):
+        configure.read(root)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"defconfig": "", "symbols": []}'])
+def test_an_origin_of_another_shape_is_an_error_too(root, text):
+    configure.defconfig(root, "small")
+    (root / ".config.origin").write_text(text)
+    with pytest.raises(ConfigError, match="delete it"):
         configure.read(root)
 
 
@@ -256,6 +264,13 @@ def test_savedefconfig_refuses_a_name_that_could_leave_the_folder(root, name):
     configure.defconfig(root, "small")
     with pytest.raises(ConfigError, match="not a name"):
         configure.savedefconfig(root, name)
+
+
+def test_savedefconfig_refuses_the_name_of_a_folder(root):
+    configure.defconfig(root, "small")
+    (root / "defconfigs" / "old").mkdir()
+    with pytest.raises(ConfigError, match="is a folder; choose another name"):
+        configure.savedefconfig(root, "old")
 
 
 def test_diffconfig_is_the_fragment_from_the_loaded_defconfig(root):
@@ -358,6 +373,12 @@ def test_config_py_is_made_again_only_after_a_change(root):
     edit(root, "CONFIG_TRAIN_STEPS=50", "CONFIG_TRAIN_STEPS=60")
     assert view(root).TRAIN_STEPS == 50
     assert configure.refresh(root) and view(root).TRAIN_STEPS == 60 and not configure.refresh(root)
+
+
+def test_a_torn_config_py_is_made_again(root):
+    configure.defconfig(root, "small")
+    (root / "config.py").write_bytes(b"\xff\xfe")
+    assert configure.refresh(root) and view(root).TRAIN_STEPS == 50
 
 
 # the make line, the environment, precedence

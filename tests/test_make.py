@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The Makefile: variables reach the verbs by name, errors have a remedy, names complete."""
 
+import json
+
 import pytest
 
 from tests import project
@@ -50,6 +52,16 @@ def test_the_environment_is_no_input(copy):
 def test_defconfigs_and_studies_complete(copy):
     database = project.make(copy, "-npq", "help").stdout
     assert "\ndefconfig-demo:" in database and "\ndefconfig-gpt2-124m:" in database
+
+
+def test_json_is_all_that_stdout_gets(tmp_path):
+    copy = project.copy(tmp_path)
+    first = project.make(copy, "plan", "FORMAT=json")
+    assert "no .config: loading defconfigs/demo" in first.stderr and len(json.loads(first.stdout)["trials"]) == 6
+    project.make(copy, "defconfig-tiny")
+    done = project.make(copy, "check", "FORMAT=json")
+    assert done.returncode == 0 and "pass" in done.stderr
+    assert any(line.startswith("base-s1337 ") for line in json.loads(done.stdout))
 
 
 def test_verbose_shows_the_command(copy):

@@ -67,7 +67,20 @@ def test_every_verb_has_help():
             "make line: error: CONFIG_OPT_LRR: no such symbol; nearest: CONFIG_OPT_LR",
         ),
         (["status", "what", "ever"], "make line: error: ever: expected VARIABLE=value"),
-        (["plan", "FORMAT=xml"], "make line: error: FORMAT=xml: not table, json or csv"),
+        (["plan", "FORMAT=xml"], "make line: error: FORMAT=xml: not table or json"),
+        (["plan", "FORMAT=csv"], "make line: error: FORMAT=csv: not table or json"),
+        (["ls", "FORMAT=xml"], "make line: error: FORMAT=xml: not table or json or csv"),
+        (["run", "CHECK=2"], "make line: error: CHECK=2: not 0 or 1"),
+        (["run", "NEW=maybe"], "make line: error: NEW=maybe: not 0 or 1"),
+        (["olddefconfig", "DROP=yes"], "make line: error: DROP=yes: not 0 or 1"),
+        (["continue", "JOBS=x"], "make line: error: JOBS=x: not a number of trials at once, or auto"),
+        (["continue", "JOBS=-1"], "make line: error: JOBS=-1: not a number of trials at once, or auto"),
+        (["continue", "KEEP_GOING=maybe"], "make line: error: KEEP_GOING=maybe: not y or n"),
+        (["series", "latest", "KEY=val_loss", "POINTS=-1"], "make line: error: POINTS=-1: not a number of points"),
+        (["run", "O="], "make line: error: O=: empty; give it a value or leave it out"),
+        (["plan", "SEEDS=2", "SEEDS=3"], "make line: error: SEEDS=3: SEEDS is given twice; keep one"),
+        (["sample", "x", "a\udcff"], "make line: error: PROMPT: not UTF-8"),
+        (["status", "CAMPAIGN=./pyproject.toml"], "pyproject.toml: no campaign.json, so it is no campaign"),
         (["plan", "--seeds"], "make line: error: --seeds: needs a value"),
         (["help", "VERB=nosuch"], "make: error: nosuch: no such target; nearest: "),
         (["status", "CAMPAIGN=nope"], "nope"),
@@ -77,6 +90,14 @@ def test_bad_input_is_one_text_and_exit_2(words, text, tmp_path):
     done = ablab(*words, *([f"O={tmp_path}"] if "status" in words else []))
     assert done.returncode == 2
     assert text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, capsys, monkeypatch):
+    (tmp_path / ".config").mkdir()
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    (tmp_path / "Kconfig").write_text('mainmenu "empty"\n')
+    assert cli.main(["plan"]) == 2
+    assert f"{tmp_path}/.config: error: Is a directory; " in capsys.readouterr().err
 
 
 def test_a_stray_config_variable_in_the_environment_is_an_error():
