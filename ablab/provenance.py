@@ -176,8 +176,3 @@ def environment(env: dict[str, str] | None = None) -> dict[str, str]:
     """Variables that can matter for a result, from an allow-list; none whose name looks like a secret."""
     source = dict(os.environ) if env is None else env
     return {k: v for k, v in sorted(source.items()) if ALLOWED.fullmatch(k) and not SECRET.search(k)}
-
-
-def redact(values: dict[str, str]) -> dict[str, str]:
-    """Values without those whose name looks like a secret; for make variables."""
-    return {k: v for k, v in values.items() if not SECRET.search(k)}
