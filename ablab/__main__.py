@@ -540,11 +540,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(usage(name))
             return 0
         known = lookup(name)
-        v = parse(
-            [name.removeprefix("defconfig-"), *words] if name.startswith("defconfig-") else words,
-            known,
-            dict(os.environ),
-        )
+        if name.startswith("defconfig-"):
+            words.insert(0, name.removeprefix("defconfig-"))
+        v = parse(words, known, dict(os.environ))
         configure.check_environment(os.environ, v)
         configure.check_variables(v, known.takes, known.symbols)
         check_values(v, known)

@@ -86,7 +86,7 @@ def fingerprint(network: nn.Module) -> str:
     digest = hashlib.sha256()
     probe = {}
     for name, p in network.named_parameters():
-        noise = init_(torch.empty_like(p), 0, f"probe:{name}", 0.05)  # mechanisms.md 7
+        noise = init_(torch.empty_like(p), 0, f"probe:{name}", 0.05)  # beside weights of 0.02
         probe[name] = p.detach() + noise
         digest.update(f"{name} {tuple(p.shape)} {p.dtype}\n".encode())
     for path, module in network.named_modules():
