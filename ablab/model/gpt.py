@@ -32,7 +32,7 @@ class GptNetwork(Network):
 
     def __init__(self, members: Sequence[BlockMember], dims: Dims, n_vocab: int, n_column: int, seed: int) -> None:
         super().__init__()
-        self.dims, self.n_vocab, self.dropout = dims, n_vocab, dims.dropout
+        self.members, self.dims, self.n_vocab, self.dropout = tuple(members), dims, n_vocab, dims.dropout
         self.wte = nn.Embedding(n_column, dims.n_embd, _weight=torch.empty(n_column, dims.n_embd))
         self.wpe = nn.Embedding(dims.block_size, dims.n_embd, _weight=torch.empty(dims.block_size, dims.n_embd))
         self.std = {"wte.weight": 0.02, "wpe.weight": 0.02}
@@ -74,9 +74,13 @@ class GptNetwork(Network):
         return Output(F.cross_entropy(wide_NV, y_BT.flatten()), y_BT.numel(), logits_BTV)
 
     def flops_per_token(self, length: int) -> int:
-        """6 N + 12 L H Q T (Chowdhery et al. 2022, appendix B): N all parameters, attention not halved."""
-        n_param = sum(p.numel() for p in self.parameters())
-        return 6 * n_param + 12 * self.dims.n_layer * self.dims.n_head * self.dims.head_dim * length
+        """6 N + 12 L H Q T (Chowdhery et al. 2022, appendix B): N all parameters, attention not halved.
+
+        Members add what they compute beyond their parameters, three times: backward is two forwards.
+        """
+        n_param, d = sum(p.numel() for p in self.parameters()), self.dims
+        more = sum(m.flops(d.at(layer), length) for m in self.members for layer in range(d.n_layer))
+        return 6 * n_param + 12 * d.n_layer * d.n_head * d.head_dim * length + 3 * more
 
     def example(self) -> Tensor:
         return (torch.arange(16) * 7919 % self.n_vocab).view(2, 8)  # a prime scatters the ids

@@ -76,6 +76,23 @@ class Past:
         return sum(t.shape[1] * t.shape[3] for t in self.fields.values())
 
 
+class Gauges:
+    """What parts report in a forward pass that asks for it; reaches every block.  Never there in a training step.
+
+    A part that declares `gauges` says `for g in ctx.all(Gauges): g.put(ctx, self, t_mean=t.mean())`, so that a pass
+    without it computes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+    def put(self, ctx: "Ctx", part: "Part", **values: Tensor) -> None:
+        """Record 0-d tensors under their metric names, `attn/<layer>/<slug>_<gauge>` or `mlp/..`."""
+        family, _, name = part.symbol.partition("_")
+        for gauge, value in values.items():
+            self.values[f"{family.lower()}/{ctx.layer}/{name.lower()}_{gauge}"] = value.detach()
+
+
 class Ctx(NamedTuple):
     """Immutable context of one forward pass: values keyed by type, and where the pass stands."""
 
@@ -89,8 +106,8 @@ class Ctx(NamedTuple):
         return Ctx(self.values + values, self.start, self.layer)
 
     def next(self, *values: Any) -> "Ctx":
-        """For the next block: Coupling, Past, start and these; the rest ends here."""
-        kept = tuple([v for v in self.values if isinstance(v, (Coupling, Past))])
+        """For the next block: Coupling, Past, Gauges, start and these; the rest ends here."""
+        kept = tuple([v for v in self.values if isinstance(v, (Coupling, Past, Gauges))])
         return Ctx(kept + values, self.start, self.layer + 1)
 
     def all(self, kind: type[C]) -> tuple[C, ...]:
@@ -245,6 +262,10 @@ class Part(Drawn, ABC):
     wants_lse: ClassVar[bool] = False
     caches: ClassVar[tuple[str, ...]] = ()
     """Names of the fields it adds to the cache in decode."""
+    gauges: ClassVar[tuple[str, ...]] = ()
+    """Names of what it must report whenever a pass holds `Gauges`."""
+    couples: bool = False
+    """Its parameters rest while the coupling strength is 0; the model fills it in from the member."""
 
 
 class Project(Part):
@@ -345,6 +366,11 @@ SINGLE = ("project", "up", "act", "down")
 class BlockMember(Plugin):
     """Base of the families whose members add parts to a block: Attention and Mlp."""
 
+    couples: ClassVar[bool] = False
+    """All that it does is multiplied by the coupling strength lam: at lam = 0 a model is its host."""
+    identity: bool = False
+    """At init a model has the logits of its host, bit for bit; a property where the configuration decides."""
+
     @abstractmethod
     def parts(self, dims: Dims) -> tuple[Part, ...]:
         """New parts for block `dims.layer`, at most one per stage.  Called once per block, in layer order.
@@ -356,12 +382,16 @@ class BlockMember(Plugin):
         """`parts`, each with the symbol that it comes from."""
         parts = self.parts(dims)
         for part in parts:
-            part.symbol = self.symbol
+            part.symbol, part.couples = self.symbol, self.couples
         return parts
 
     def hidden(self) -> int | None:
         """Width of the MLP hidden layer, from the one member that sets it; None from all others."""
         return None
+
+    def flops(self, dims: Dims, length: int) -> int:
+        """Forward FLOPs per token in block `dims.layer` beyond two per parameter, attention over `length` keys."""
+        return 0
 
     def size(self, dims: Dims) -> int:
         """Parameters of its parts in block `dims.layer`, by formula.  A member without one is not checked."""
