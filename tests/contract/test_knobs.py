@@ -67,11 +67,21 @@ def recorded(path: Path):
     return before
 
 
+def mechanisms() -> str:
+    """Lines that switch on every attention and MLP member that can be on beside the others."""
+    known = {*plugin.members("ATTN"), *plugin.members("MLP")}
+    symbols = kconf.load().symbols
+    last = {entry.choice: name for name, entry in symbols.items() if name in known}
+    on = [s for s in symbols if s in known and (symbols[s].choice is None or last[symbols[s].choice] == s)]
+    return "".join(f"\nCONFIG_{s}=y" for s in on) + "\nCONFIG_MODEL_GPT_BIAS=n"
+
+
 def test_every_field_is_read(tmp_path):
     log = tmp_path / "read"
     for number, lines in enumerate(
         [
             "",
+            mechanisms(),
             "\nCONFIG_SCHED_LINEAR=y\nCONFIG_TRAIN_BUDGET_TOKENS=y\nCONFIG_TRAIN_TOKENS=1280",
             "\nCONFIG_SCHED_CONSTANT=y\nCONFIG_TRAIN_BUDGET_TIME=y\nCONFIG_TRAIN_TIME=1",
             "\nCONFIG_SCHED_WSD=y\nCONFIG_TRAIN_BUDGET_EPOCHS=y\nCONFIG_TRAIN_EPOCHS=1",
