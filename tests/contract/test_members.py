@@ -226,26 +226,44 @@ def test_shared_tensors_start_equal_to_the_host(symbol):
     assert len(shared) >= 20 and all(torch.equal(host[n], net[n]) for n in shared)
 
 
+def member(symbol):
+    return next(m for f in ("ATTN", "MLP") for m in config.create(f, typed(symbol)) if m.symbol == symbol)
+
+
+def without(symbol, net):
+    """The host: the same model and tensors, the member switched off."""
+    host = make(**{**typed(symbol), symbol: False})
+    host.load_state_dict(net.state_dict(), strict=False)
+    return host
+
+
+@every
+def test_identity_members_start_as_their_host(symbol):
+    net, x = make(symbol, probe=False), tokens(2, T)
+    assert any(p.symbol == symbol for p in parts(net))
+    if member(symbol).identity:
+        host = assemble({**typed(symbol), symbol: False}).double()
+        assert torch.equal(net(x).logits, host(x).logits)
+
+
 @every
 def test_without_coupling_a_coupled_member_is_its_host(symbol):
     net, x = make(symbol), tokens(2, T)
-    others = [p for p in parts(net) if p.symbol != symbol]
-    if any(Coupling in p.reads + p.takes for p in parts(net)) and symbol in SWITCHES:
-        with torch.no_grad():
-            net.lam.fill_(0.0)
-        host = make(**{**typed(symbol), symbol: False})
-        host.load_state_dict(net.state_dict(), strict=False)
-        assert_close([net(x).logits], [host(x).logits], 1e-12)
-    assert len(others) < len(parts(net))  # the member is there
+    mine = [p for p in parts(net) if p.symbol == symbol]
+    assert mine and all(p.couples == member(symbol).couples for p in mine)
+    assert member(symbol).couples == any(Coupling in p.reads + p.takes for p in mine)
+    if member(symbol).couples:
+        host = without(symbol, net)(x).logits
+        assert not torch.equal(net(x).logits, host)
+        net.lam.fill_(0.0)
+        assert_close([net(x).logits], [host], 1e-12)
 
 
 @every
 @pytest.mark.parametrize("bias", [True, False])
 def test_declared_size_is_what_was_built(symbol, bias):
-    got = {**typed(symbol), "MODEL_GPT_BIAS": bias}
-    net = assemble(got)
-    (member,) = [m for f in ("ATTN", "MLP") for m in config.create(f, got) if m.symbol == symbol]
-    clauses = [c for c in member.contracts() if c.name == f"params/{symbol}"]
+    net = assemble({**typed(symbol), "MODEL_GPT_BIAS": bias})
+    clauses = [c for c in member(symbol).contracts() if c.name == f"params/{symbol}"]
     assert all(c.judge(SimpleNamespace(model=net))["ok"] for c in clauses)
     next(p for p in parts(net) if p.symbol == symbol).extra = torch.nn.Parameter(torch.ones(1))
     assert not any(c.judge(SimpleNamespace(model=net))["ok"] for c in clauses)  # one number too many is seen
@@ -267,11 +285,11 @@ def test_every_field_is_read(symbol):
     got = typed(symbol)
     (model,) = config.create("MODEL", got)
     families = {f: config.create(f, got) for f in ("ATTN", "MLP")}
-    (member,) = [m for ms in families.values() for m in ms if m.symbol == symbol]
-    member.config = Reads(member.config)
+    (mine,) = [m for ms in families.values() for m in ms if m.symbol == symbol]
+    mine.config = Reads(mine.config)
     net = model.build(families["ATTN"], families["MLP"], 1)
     net(tokens(2, 8), tokens(2, 8)).loss.backward()
-    assert member.config._read >= set(type(member).Config.__dataclass_fields__)
+    assert mine.config._read >= set(type(mine).Config.__dataclass_fields__)
 
 
 class Squares(TorchDispatchMode):
@@ -309,7 +327,7 @@ def test_every_subset_runs_in_the_same_hosts(case):
 def test_no_two_subsets_build_the_same_model():
     seen = {}
     for case in subsets():
-        on = frozenset(s for s in MEMBERS if typed(*case)[s] is True)
+        on = frozenset(s for s in MEMBERS if typed(*case).get(s) is True)  # a member may be hidden
         seen.setdefault(fingerprint(assemble(typed(*case))), set()).add(on)
     assert all(len(cases) == 1 for cases in seen.values())
 
@@ -383,6 +401,29 @@ class Noise(Fault):
         return y_BHTV * (1 + self.g + 0.1 * torch.rand(()))
 
 
+class Coupled(Fault):
+    """Without a fault, and at rest while the coupling strength is 0."""
+
+    couples = True
+    reads = (Coupling,)
+
+    def forward(self, m, h, ctx):
+        return m._replace(y_BHTV=m.y_BHTV * (1 + ctx.one(Coupling).lam * self.g)), ctx
+
+
+class Deaf(Coupled):
+    """Reads the coupling strength and does not heed it."""
+
+    forward = Sound.forward
+    change = Sound.change
+
+
+class Mute(Sound):
+    """Says that it couples and reads no strength."""
+
+    couples = True
+
+
 @pytest.mark.parametrize(
     ("fault", "check"),
     [
@@ -395,16 +436,25 @@ class Noise(Fault):
         (Shift, test_cached_decode_equals_the_full_forward),
         (Dense, test_no_op_forms_a_square_of_the_sequence),
         (Pooled, test_every_field_is_read),
+        (Shift, test_identity_members_start_as_their_host),
+        (Deaf, test_without_coupling_a_coupled_member_is_its_host),
+        (Mute, test_without_coupling_a_coupled_member_is_its_host),
         (Sound, test_a_changed_suffix_leaves_earlier_logits_equal),
         (Sound, test_forward_is_pure),
         (Sound, test_every_parameter_lives_within_two_steps),
         (Sound, test_cached_decode_equals_the_full_forward),
         (Sound, test_no_op_forms_a_square_of_the_sequence),
+        (Sound, test_identity_members_start_as_their_host),
+        (Coupled, test_identity_members_start_as_their_host),
+        (Coupled, test_without_coupling_a_coupled_member_is_its_host),
     ],
     ids=lambda x: x.__name__,
 )
 def test_a_planted_fault_is_seen_and_a_sound_part_passes(fault, check):
     class Planted(Attention, symbol="ATTN_PLANTED"):
+        couples = fault.couples
+        identity = True  # which Shift belies
+
         @dataclass(frozen=True, slots=True, kw_only=True)
         class Config:
             width: int  # which nobody reads
@@ -413,7 +463,7 @@ def test_a_planted_fault_is_seen_and_a_sound_part_passes(fault, check):
             return (fault(dims),)
 
     try:
-        if fault is Sound:
+        if fault in (Sound, Coupled):
             check("ATTN_PLANTED")
             return
         with pytest.raises(AssertionError):
