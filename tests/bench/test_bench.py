@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from benchmarks import Figure, Sample, alternate, gpu, is_dirty, median, peers, record, steps, versus
+from ablab.attention.reciprocal import Fold
+from benchmarks import Figure, Sample, alternate, attention, gpu, is_dirty, median, peers, record, steps, versus
 from benchmarks.peers import SHAPES
 
 TINY = SHAPES["tiny"]
@@ -46,6 +47,13 @@ def test_written_out_attention_equals_the_fused_one():
     slow.load_state_dict(fast.state_dict())
     x, y = torch.randint(TINY.vocab, (2, 3, TINY.block), generator=torch.Generator().manual_seed(1))
     assert torch.allclose(slow(x, y), fast(x, y), rtol=1e-5)
+
+
+def test_reciprocal_attention_is_timed_against_its_own_mathematics():
+    made = attention.candidates(Fold(attention.DIMS, 0.3, False, 0))
+    got = {name: attention.step(call, 40)() for name, call in made.items()}
+    assert attention.difference(got["ablab"], got["explicit"]) < 1e-5
+    assert attention.difference(got["SDPA"], got["explicit"]) > 1e-2
 
 
 def test_ten_steps_of_the_loop_follow_the_peer_in_float64(tmp_path):
