@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ablab.tensor.stage import Ctx, Field, Heads, Mixed, Past, Region
+from ablab.tensor.stage import Ctx, Field, Heads, Mixed, Past, Piece, Region
 
 CHUNK = 128  # query rows per step where no fused kernel returns an lse
 Core = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
@@ -27,21 +27,18 @@ def attend(h: Heads, ctx: Ctx, lse: bool = False) -> tuple[Mixed, Ctx]:
     return the log-sum-exp and the number of keys of each row.  With `Past` in `ctx` every field is cached,
     and queries see the cached keys too.
     """
-    past, T = ctx.all(Past), h.q_BHTK.shape[2]
-    pieces = [(p.q_BHTK, _join(p.k, ctx, past), p.region) for p in h.pieces]
-    v = _join((h.value, *h.side.values()), ctx, past)
-    q, k, region = pieces[0]
+    past, T, values = ctx.all(Past), h.q_BHTK.shape[2], (h.value, *h.side.values())
     if ctx.start:
-        out, l_BHT = _dense(pieces, v, h.scale, ctx.start)
-    elif lse or len(pieces) > 1 or region.kind != "causal":
-        out, l_BHT = _merge([_piece(q, k, v, r, h.scale) for q, k, r in pieces])
+        (out, *rest), l_BHT = _decode(h.pieces, values, h.scale, ctx, past[0])
     else:
-        out, l_BHT = _sdpa(q, k, v, h.scale), None
-    side = {}
-    if h.side:
-        widths = [f.new_BHTC.shape[-1] for f in (h.value, *h.side.values())]
-        out, *rest = out.split(widths, -1)
-        side = dict(zip(h.side, rest, strict=True))
+        pieces = [(p.q_BHTK, _join(p.k, ctx, past), p.region) for p in h.pieces]
+        v, (q, k, region) = _join(values, ctx, past), pieces[0]
+        if lse or len(pieces) > 1 or region.kind != "causal":
+            out, l_BHT = _merge([_piece(q, k, v, r, h.scale) for q, k, r in pieces])
+        else:
+            out, l_BHT = _sdpa(q, k, v, h.scale), None
+        out, *rest = out.split(_widths(values), -1) if h.side else (out,)
+    side = dict(zip(h.side, rest, strict=True))
     if not lse:
         return Mixed(out, side, None, None), ctx
     n_T = torch.arange(ctx.start + 1, ctx.start + T + 1, device=out.device)
@@ -55,6 +52,10 @@ def _join(fields: tuple[Field, ...], ctx: Ctx, past: tuple[Past, ...]) -> Tensor
         return got[0]
     n_head = max(t.shape[1] for t in got)
     return torch.cat([t.expand(-1, n_head, -1, -1) for t in got], -1)
+
+
+def _widths(fields: tuple[Field, ...]) -> list[int]:
+    return [f.new_BHTC.shape[-1] for f in fields]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -127,18 +128,41 @@ def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return o.to(parts[0][0].dtype), l_BHT
 
 
-def _dense(pieces: list[tuple[Tensor, Tensor, Region]], v: Tensor, scale: float, start: int) -> tuple[Tensor, Tensor]:
-    """Decode: a few queries at positions `start` and up against all S keys, with explicit probabilities."""
-    T, S = pieces[0][0].shape[2], v.shape[2]
-    gap = torch.arange(start, start + T, device=v.device)[:, None] - torch.arange(S, device=v.device)  # i - j
+def _decode(
+    pieces: tuple[Piece, ...], values: tuple[Field, ...], scale: float, ctx: Ctx, past: Past
+) -> tuple[list[Tensor], Tensor]:
+    """A few queries at positions `start` and up against all S keys, with explicit probabilities, field by field."""
+    T, device = pieces[0].q_BHTK.shape[2], pieces[0].q_BHTK.device
+    S = ctx.start + T
+    gap = torch.arange(ctx.start, S, device=device)[:, None] - torch.arange(S, device=device)  # i - j
     s_BHTS = None
-    for q, k, region in pieces:
-        low, high = {"causal": (0, S), "band": (0, region.width), "far": (region.width + 1, S)}[region.kind]
-        logits = (scale * (q @ k.mT)).to(_precise(q))
-        seen = torch.where((gap >= low) & (gap <= high), logits, -torch.inf)
+    for p in pieces:
+        low, high = {"causal": (0, S), "band": (0, p.region.width), "far": (p.region.width + 1, S)}[p.region.kind]
+        logits = sum(_meet(q, f, ctx, past) for q, f in zip(p.q_BHTK.split(_widths(p.k), -1), p.k, strict=True))
+        seen = torch.where((gap >= low) & (gap <= high), scale * logits, -torch.inf)
         s_BHTS = seen if s_BHTS is None else torch.maximum(s_BHTS, seen)
     l_BHT = s_BHTS.logsumexp(-1)
-    return (s_BHTS - l_BHT[..., None]).exp().to(v.dtype) @ v, l_BHT
+    p_BHTS = (s_BHTS - l_BHT[..., None]).exp()
+    return [_mix(p_BHTS, f, ctx, past) for f in values], l_BHT
+
+
+def _meet(q_BHTC: Tensor, f: Field, ctx: Ctx, past: Past) -> Tensor:
+    """q.k over all keys of one field, in the precision of logits."""
+    return _product(q_BHTC, past.extend(ctx.layer, f, ctx.start).mT).to(_precise(q_BHTC))
+
+
+def _mix(p_BHTS: Tensor, f: Field, ctx: Ctx, past: Past) -> Tensor:
+    """P v for the values of one field."""
+    held = past.extend(ctx.layer, f, ctx.start)
+    return _product(p_BHTS.to(held.dtype), held)
+
+
+def _product(a_BHTX: Tensor, b_BHXY: Tensor) -> Tensor:
+    """a @ b.  Heads that share b become rows of one product: matmul would copy b for each."""
+    B, H, T, X = a_BHTX.shape
+    if b_BHXY.shape[1] == H:
+        return a_BHTX @ b_BHXY
+    return (a_BHTX.reshape(B, 1, H * T, X) @ b_BHXY).view(B, H, T, -1)
 
 
 def _core(q: Tensor) -> Core:

@@ -170,6 +170,77 @@ def test_a_tied_field_is_cached_once():
     assert past.values_per_token() == H * K
 
 
+FORMS = ["own", "shared"]
+
+
+def field(name, form, seed):
+    """A field of K channels for each head, and the same written out for all heads."""
+    t = random(B, 1 if form == "shared" else H, T, K, seed=seed)
+    return Field(name, t), t.expand(B, H, T, K)
+
+
+def cut(f, start, end):
+    return Field(f.name, f.new_BHTC[:, :, start:end])
+
+
+@pytest.mark.parametrize("regions", [(CAUSAL,), (Region("band", 6), Region("far", 6))])
+@pytest.mark.parametrize("one", FORMS)
+@pytest.mark.parametrize("two", FORMS)
+def test_decode_of_any_mix_of_fields_equals_dense_attention(one, two, regions):
+    """Keys in two parts, values and a side channel: of each head, shared by heads."""
+    q = random(B, H, T, 2 * K)
+    names = {"k1": one, "k2": two, "v": two, "z": one}
+    made = {n: field(n, form, 10 * i) for i, (n, form) in enumerate(names.items())}
+    k, v = (torch.cat([made[n][1] for n in pair], -1) for pair in (("k1", "k2"), ("v", "z")))
+    want, want_lse = dense([(q, k, *r) for r in regions], v, SCALE)
+    past, rows = Past(T), []
+    for start, end in [(0, 9), (9, 10), (10, 13), *[(n, n + 1) for n in range(13, T)]]:
+        f = {n: cut(f, start, end) for n, (f, _) in made.items()}
+        part, tensors = q[:, :, start:end], [f[n].new_BHTC for n in ("k1", "v")]
+        pieces = tuple(Piece(part, (f["k1"], f["k2"]), r) for r in regions)
+        h = Heads(part, *tensors, SCALE, pieces, f["v"], {Zee: f["z"]})
+        rows.append(attend(h, Ctx(start=start).put(past), lse=True)[0])
+    assert (torch.cat([torch.cat([m.y_BHTV, m.side[Zee]], -1) for m in rows], 2) - want).abs().max() < 1e-10
+    assert (torch.cat([m.lse_BHT for m in rows], 2) - want_lse).abs().max() < 1e-10
+    for n, form in names.items():
+        assert past.fields[0, n].shape == (B, H if form == "own" else 1, T, K)
+        assert (past.extend(0, cut(made[n][0], T - 1, T), T - 1) - made[n][1]).abs().max() < 1e-12
+
+
+class Fresh(TorchDispatchMode):
+    """The largest output of an op that is no view of the cache."""
+
+    def __init__(self, past):
+        super().__init__()
+        self.held, self.most = {t.untyped_storage().data_ptr() for t in past.fields.values()}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in self.held:
+                self.most = max(self.most, t.numel())
+        return out
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_decode_step_copies_no_field_of_the_cache(form):
+    q, past = random(B, H, T, K), Past(T)
+    (k, _), (v, _) = field("k", form, 0), field("v", form, 5)
+
+    def run(start, end):
+        part, keys, mixed = q[:, :, start:end], cut(k, start, end), cut(v, start, end)
+        pieces = (Piece(part, (keys,), CAUSAL),)
+        attend(Heads(part, keys.new_BHTC, mixed.new_BHTC, SCALE, pieces, mixed), Ctx(start=start).put(past))
+
+    run(0, T - 1)
+    with Fresh(past) as seen:
+        run(T - 1, T)
+    assert seen.most <= B * H * T  # the probabilities
+    with Fresh(past) as seen:  # negative control: what a plain matmul does
+        q[:, :, -1:] @ past.extend(0, cut(k, T - 1, T), T - 1).mT
+    assert form == "own" or seen.most >= B * H * T * K
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.13 warns at itself
 @pytest.mark.parametrize("regions", [(CAUSAL,), (Region("band", 6), Region("far", 6))])
 def test_compiled_equals_eager(regions):
