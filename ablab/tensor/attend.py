@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The one softmax of training: causal attention over pieces, with its log-sum-exp, never forming T x T.
 
-B batch, H heads, T queries, S keys, K key dim, V value dim, C channels of a field, W band width.
+B batch, H heads, T queries, S keys, K key dim, V value dim, C channels of a field, L latent, W band width.
 
 One causal piece is torch's SDPA.  For lse, or several pieces, there is one fused call per piece, and the
 pieces are merged by their lse (Dao et al. 2022, https://arxiv.org/abs/2205.14135).
@@ -148,13 +148,16 @@ def _decode(
 
 def _meet(q_BHTC: Tensor, f: Field, ctx: Ctx, past: Past) -> Tensor:
     """q.k over all keys of one field, in the precision of logits."""
-    return _product(q_BHTC, past.extend(ctx.layer, f, ctx.start).mT).to(_precise(q_BHTC))
+    if f.factors is not None:
+        q_BHTC = torch.einsum("bhtc,hlc->bhtl", q_BHTC, f.factors.up_HLC)
+    return _product(q_BHTC, past.hold(ctx.layer, f, ctx.start).mT).to(_precise(q_BHTC))
 
 
 def _mix(p_BHTS: Tensor, f: Field, ctx: Ctx, past: Past) -> Tensor:
     """P v for the values of one field."""
-    held = past.extend(ctx.layer, f, ctx.start)
-    return _product(p_BHTS.to(held.dtype), held)
+    held = past.hold(ctx.layer, f, ctx.start)
+    o = _product(p_BHTS.to(held.dtype), held)
+    return o if f.factors is None else torch.einsum("bhtl,hlc->bhtc", o, f.factors.up_HLC)
 
 
 def _product(a_BHTX: Tensor, b_BHXY: Tensor) -> Tensor:

@@ -61,15 +61,22 @@ class Past:
         self.length = 0  # tokens that every block has seen; the model advances it
         self.fields: dict[tuple[int, str], Tensor] = {}
 
-    def extend(self, layer: int, field: "Field", start: int) -> Tensor:
-        """The field of all tokens so far, BHSC, after writing the new ones at positions `start` and up."""
-        new = field.new_BHTC
+    def hold(self, layer: int, field: "Field", start: int) -> Tensor:
+        """What is held of a field, BHSC or its latent, of all tokens so far, after writing the new ones at `start`."""
+        new = field.new_BHTC if field.factors is None else field.factors.c_BHTL
         B, H, T, C = new.shape
         key = layer, field.name
         if key not in self.fields:
             self.fields[key] = new.new_zeros(B, H, self.capacity, C)
         self.fields[key][:, :, start : start + T] = new
         return self.fields[key][:, :, : start + T]
+
+    def extend(self, layer: int, field: "Field", start: int) -> Tensor:
+        """The channels of all tokens so far, BHSC, after `hold`; those of a latent are expanded at each call."""
+        held = self.hold(layer, field, start)
+        if start == 0:
+            return field.new_BHTC
+        return held if field.factors is None else torch.einsum("bhsl,hlc->bhsc", held, field.factors.up_HLC)
 
     def values_per_token(self) -> int:
         """Numbers held per token and sequence over all blocks, counted on the real cache."""
@@ -133,12 +140,21 @@ class Region(NamedTuple):
 CAUSAL = Region("causal")
 
 
+class Factors(NamedTuple):
+    """A field as the product c @ up, of which the cache holds c; either H may be 1: shared by all heads."""
+
+    c_BHTL: Tensor
+    up_HLC: Tensor
+
+
 class Field(NamedTuple):
     """A tensor over the tokens of this call, under the name by which the cache keeps it in decode."""
 
     name: str
     new_BHTC: Tensor
     """H may be 1: shared by all heads."""
+    factors: Factors | None = None
+    """Decode absorbs `up` into what the field meets, and never expands the past."""
 
 
 class Piece(NamedTuple):
@@ -160,7 +176,7 @@ class Heads(NamedTuple):
     """1 / sqrt(head dim) whatever K is: mechanisms widen q and k, never the temperature."""
     pieces: tuple[Piece, ...]
     value: Field
-    """What rows of P mix: v, or in decode what v is made of."""
+    """What rows of P mix."""
     side: Mapping[type, Field] = {}
     """Extra value channels that ride along, by the type of context they come from."""
 
@@ -260,7 +276,7 @@ class Part(Drawn, ABC):
     emits: ClassVar[tuple[type, ...]] = ()
     """Context types it publishes: an Emit part to the next block, others to later stages of this one."""
     wants_lse: ClassVar[bool] = False
-    caches: ClassVar[tuple[str, ...]] = ()
+    caches: tuple[str, ...] = ()
     """Names of the fields it adds to the cache in decode."""
     gauges: ClassVar[tuple[str, ...]] = ()
     """Names of what it must report whenever a pass holds `Gauges`."""
