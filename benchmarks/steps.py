@@ -35,9 +35,9 @@ def settled(shape: Shape, *more: str) -> kconf.Settled:
     return kconf.settle(kconf.load(), [kconf.lex(kconf.ROOT / "benchmark", text=text, name="benchmark")])
 
 
-def network(shape: Shape) -> torch.nn.Module:
+def network(shape: Shape, *more: str) -> torch.nn.Module:
     """The model of a shape, as a trial has it at step 0."""
-    values = settled(shape).values
+    values = settled(shape, *more).values
     (model,) = config.create("MODEL", values)
     return model.build(config.create("ATTN", values), config.create("MLP", values), peers.SEED)
 

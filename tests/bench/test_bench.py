@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ablab.attention.reciprocal import Fold
-from benchmarks import Figure, Sample, alternate, attention, gpu, is_dirty, median, peers, record, steps, versus
+from benchmarks import Figure, Sample, alternate, attention, decode, gpu, is_dirty, median, peers, record, steps, versus
 from benchmarks.peers import SHAPES
 
 TINY = SHAPES["tiny"]
@@ -54,6 +54,15 @@ def test_reciprocal_attention_is_timed_against_its_own_mathematics():
     got = {name: attention.step(call, 40)() for name, call in made.items()}
     assert attention.difference(got["ablab"], got["explicit"]) < 1e-5
     assert attention.difference(got["SDPA"], got["explicit"]) > 1e-2
+
+
+def test_absorbed_and_expanded_decode_give_the_same_logits():
+    ours = decode.Ours(TINY, TINY.block)
+    peer = decode.Expanded(ours)
+    assert decode.same(ours, peer) < 1e-5
+    peer.cache[1][0][0, 3] += 0.1  # one key
+    with pytest.raises(AssertionError, match="absorbed and expanded logits differ"):
+        decode.same(ours, peer)
 
 
 def test_ten_steps_of_the_loop_follow_the_peer_in_float64(tmp_path):
