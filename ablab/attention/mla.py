@@ -86,6 +86,9 @@ class Mla(Attention, symbol="ATTN_MLA"):
         tie_kv: bool
         """k and v come from one latent."""
 
+    def latent(self) -> int:
+        return self.config.latent
+
     def _heads(self, dims: Dims) -> tuple[int, int]:
         """How many maps to k, and to v, there are."""
         return dims.n_head if self.config.per_head_k else 1, dims.n_head if self.config.per_head_v else 1

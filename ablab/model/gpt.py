@@ -156,5 +156,6 @@ class Gpt(Model, symbol="MODEL_GPT"):
             bias=c.bias,
             dropout=c.dropout,
             n_layer=c.layers,
+            latent=next((n for m in members if (n := m.latent()) is not None), 0),
         )
         return GptNetwork(members, dims, n_vocab, c.vocab, seed)

@@ -204,6 +204,8 @@ class Dims:
     bias: bool
     dropout: float
     n_layer: int
+    latent: int = 0
+    """Channels of the key latent; 0 without one."""
     layer: int = 0
 
     @property
@@ -403,6 +405,10 @@ class BlockMember(Plugin):
 
     def hidden(self) -> int | None:
         """Width of the MLP hidden layer, from the one member that sets it; None from all others."""
+        return None
+
+    def latent(self) -> int | None:
+        """Width of the key latent, from a projector that has one; None from all others."""
         return None
 
     def flops(self, dims: Dims, length: int) -> int:
