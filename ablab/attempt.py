@@ -19,7 +19,7 @@ from ablab import machine, rundir
 from ablab.build import DeviceError
 from ablab.data import DataError
 from ablab.kconf import Settled
-from ablab.plugin import Clause
+from ablab.plugin import Clause, EffectError
 from ablab.rundir import AttemptDir, DiskFullError, Rows, SupersededError
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -43,10 +43,6 @@ class DivergedError(Exception):
     def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message)
         self.facts = facts
-
-
-class EffectError(Exception):
-    """A contract does not hold."""
 
 
 class CapError(Exception):

@@ -32,6 +32,10 @@ class PluginError(ValueError):
     """A symbol names no member, or a member needs a package that is not installed."""
 
 
+class EffectError(Exception):
+    """A contract does not hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Clause:
     """One post-condition of a member: `probe` returns (expected, measured), measured and never computed from

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ablab import machine, metrics, provenance, rundir
-from ablab.attempt import EffectError
 from ablab.build import Built
 from ablab.config import Amp
 from ablab.journal import Journal, TrialState
 from ablab.kconf import DECORATION
+from ablab.plugin import EffectError
 from ablab.rundir import Checkpoint, RunError
 from ablab.window import CLOCKS, TRAINING
 
