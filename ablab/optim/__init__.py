@@ -37,4 +37,5 @@ class Optim(Plugin, family="OPT"):
     @abstractmethod
     def build(self, groups: list[dict]) -> torch.optim.Optimizer:
         """Called once by build.py.  `groups` are torch parameter groups with `params`, `name` (`decay`, `plain`)
-        and `weight_decay` set; returns the optimizer over exactly those."""
+        and `weight_decay` set; returns the optimizer over exactly those.  Groups `coupled_decay`, `coupled_plain`
+        also have `lam`, a 0-d tensor: while it is 0 they rest, as `FlatOptimizer` in `_flat.py` says."""

@@ -47,7 +47,10 @@ class Arena:
 class FlatOptimizer(torch.optim.Optimizer):
     """Base of optimizers over an Arena; `state[p]` holds views, so state is saved by parameter name.
 
-    One step is `gate`, `step`, `zero_grad`.
+    One step is `gate`, `step`, `zero_grad`.  Beside torch's own keys each group has two, and `step` obeys both:
+    `found_inf`, 1 if it must leave weights and state of the group alone, and `count`, the steps applied to the group,
+    which `tick` moves.  A group with `lam`, the coupling strength, rests while that is 0: nothing decays, moments and
+    count stand still, so bias correction starts at its own first step, as torch does for a gradient of None.
     """
 
     grad_scale: Tensor | None = None
@@ -58,6 +61,13 @@ class FlatOptimizer(torch.optim.Optimizer):
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         self.arena = Arena(groups)
         super().__init__(groups, {})
+        self.count, own = (torch.zeros((), device=self.arena.weights.device) for _ in range(2))
+        for group in self.param_groups:
+            group |= {"count": own if "lam" in group else self.count, "found_inf": None}
+            self.state.update({p: {"step": group["count"]} for p in group["params"]})
+        self.resting = [g for g in self.param_groups if "lam" in g]
+        self.paces = list({id(g["count"]): g for g in self.param_groups}.values())
+        """A group for each count."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         # not torch's: it imports dynamo, one second, and checks what build.py has checked
@@ -83,7 +93,18 @@ class FlatOptimizer(torch.optim.Optimizer):
         # g / max(1, (n + 1e-6) / C) is g * min(1, C / (n + 1e-6)), as in torch.nn.utils.clip_grad_norm_
         self.grad_scale = ((norm + 1e-6) / limit).clamp_(min=1.0) if limit else None
         self.found_inf = (norm + loss).mul_(0).ne_(0)  # 0 * inf and 0 * nan are nan, which is not 0
+        for group in self.param_groups:
+            group["found_inf"] = self.found_inf
+        for group in self.resting:  # on the device: the host may not know the strength
+            group["found_inf"] = torch.maximum(self.found_inf, group["lam"].eq(0).to(self.found_inf.dtype))
         return norm
+
+    def tick(self) -> None:
+        """Count the step in every group that takes it; the first thing that `step` does."""
+        for group in self.paces:
+            group["count"].add_(1)
+            if group["found_inf"] is not None:
+                group["count"].sub_(group["found_inf"])
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Zero the gradients; NOTE they cannot be None, whatever is asked for."""

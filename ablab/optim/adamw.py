@@ -29,41 +29,35 @@ class FlatAdamW(FlatOptimizer):
         self.impl = impl
         self.rule = {"beta1": beta1, "beta2": beta2, "eps": eps, "amsgrad": False, "maximize": False}
         flats = (self.arena.weights, self.arena.grads, self.zeros("exp_avg"), self.zeros("exp_avg_sq"))
-        self.count = torch.zeros((), device=self.arena.weights.device)  # steps that were applied
         self.buffers = [[[flat[span]] for flat in flats] for span in self.arena.spans]
-        for state in self.state.values():
-            state["step"] = self.count
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """Apply the gradients, divided by `grad_scale`, unless `found_inf` is 1; each group's `lr` is a float."""
+        self.tick()
         if self.impl is not Impl.FUSED:
             return self._plain_step()
-        self.count.add_(1)
         for group, (w, g, m, v) in zip(self.param_groups, self.buffers, strict=True):
-            args = (w, g, m, v, [], [self.count])
+            args = (w, g, m, v, [], [group["count"]])
             rest = {"lr": group["lr"], "weight_decay": group["weight_decay"], **self.rule}
-            torch._fused_adamw_(*args, **rest, grad_scale=self.grad_scale, found_inf=self.found_inf)
-        if self.found_inf is not None:
-            self.count.sub_(self.found_inf)
+            torch._fused_adamw_(*args, **rest, grad_scale=self.grad_scale, found_inf=group["found_inf"])
 
     def _plain_step(self) -> None:
         """The two references: torch gives them neither scale nor gate, so a refused step is taken back."""
         if self.grad_scale is not None:
             self.arena.grads.div_(self.grad_scale)
-        changed = [self.count, *(b[0] for w, _, m, v in self.buffers for b in (w, m, v))]
-        before = [t.clone() for t in changed]
         for group, (w, g, m, v) in zip(self.param_groups, self.buffers, strict=True):
-            count = before[0].clone()  # torch counts it up
+            changed = [*w, *m, *v]
+            before = [t.clone() for t in changed]
+            count = (group["count"] - 1).clamp_(min=0)  # torch counts it up
             gpu = count.is_cuda  # there torch reads the count on the host at every step, unless told `capturable`
             rate = group["lr"] or (1e-30 if gpu else 0.0)  # that form divides by the rate: 0 / 0 where m and v are 0
             rest = {"lr": rate, "weight_decay": group["weight_decay"], **self.rule}
             kind = {"foreach": self.impl is Impl.FOREACH, "capturable": gpu}
             adamw(w, g, m, v, [], [count], **kind, **rest)
-            self.count.copy_(count)
-        if self.found_inf is not None:
-            for tensor, old in zip(changed, before, strict=True):
-                tensor.copy_(torch.where(self.found_inf.bool(), old, tensor))
+            if group["found_inf"] is not None:
+                for tensor, old in zip(changed, before, strict=True):
+                    tensor.copy_(torch.where(group["found_inf"].bool(), old, tensor))
 
 
 class Adamw(Optim, symbol="OPT_ADAMW"):
