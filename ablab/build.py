@@ -17,6 +17,7 @@ from ablab import model
 from ablab.config import Amp, Device, RunConfig, Switch
 from ablab.plugin import Plugin
 from ablab.rundir import RunError
+from ablab.tensor.stage import coupled
 
 TRIM, MMAP_ABOVE = -1, -3  # mallopt parameters, <malloc.h>
 
@@ -102,7 +103,8 @@ def build(cfg: RunConfig, device: torch.device, n_vocab: int | None = None) -> B
     network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, n_vocab)
     fingerprint = model.fingerprint(network)
     network.to(device)
-    groups = split(network, cfg.optim.section.weight_decay, cfg.optim.section.decay_embed)
+    rule = cfg.optim.section
+    groups = split(network, rule.weight_decay, rule.decay_embed, cfg.schedule.section.ramps)
     counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
     params = list(network.parameters())
     trainable = sum(p.numel() for p in params if p.requires_grad)
@@ -121,19 +123,25 @@ def build(cfg: RunConfig, device: torch.device, n_vocab: int | None = None) -> B
     )
 
 
-def split(network: nn.Module, weight_decay: float, decay_embed: bool) -> list[dict[str, Any]]:
+def split(network: nn.Module, weight_decay: float, decay_embed: bool, rests: bool = False) -> list[dict[str, Any]]:
     """Parameter groups `decay` and `plain`, each trainable tensor in one, in the order of the model.
 
     A tensor decays if it has two or more axes, is no embedding (unless `decay_embed`), and no module names it in
-    NO_DECAY.  A head tied to an embedding is that tensor.
+    NO_DECAY.  A head tied to an embedding is that tensor.  `rests`: parameters of coupled parts are in groups of
+    their own, `coupled_decay` and `coupled_plain`, with the tensor `lam` by which an optimizer sees that they rest.
     """
     spared = {id(p) for m in network.modules() for p in _spared(m, decay_embed)}
-    named: dict[str, list[nn.Parameter]] = {"decay": [], "plain": []}
+    resting = {id(p) for p in coupled(network)} if rests else set()
+    named: dict[str, list[nn.Parameter]] = {"decay": [], "plain": [], "coupled_decay": [], "coupled_plain": []}
     for p in network.parameters():  # walks each tensor once
         if p.requires_grad:
-            named["decay" if p.ndim >= 2 and id(p) not in spared else "plain"].append(p)
-    rates = {"decay": weight_decay, "plain": 0.0}
-    groups = [{"name": n, "params": ps, "weight_decay": rates[n], "lr": 0.0} for n, ps in named.items() if ps]
+            kind = "decay" if p.ndim >= 2 and id(p) not in spared else "plain"
+            named[f"coupled_{kind}" if id(p) in resting else kind].append(p)
+    groups: list[dict[str, Any]] = []
+    for name, params in ((n, ps) for n, ps in named.items() if ps):
+        rate = weight_decay if name.endswith("decay") else 0.0
+        lam = {"lam": network.lam} if name.startswith("coupled") else {}
+        groups.append({"name": name, "params": params, "weight_decay": rate, "lr": 0.0, **lam})
     seen = [id(p) for g in groups for p in g["params"]]
     assert len(seen) == len(set(seen)), "a tensor is in two groups"
     return groups

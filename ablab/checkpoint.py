@@ -72,15 +72,16 @@ def load(place: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) 
     """
     load_model(place, model)
     _fill(place.optim, dict(_optimizer_state(model, optimizer)))
-    _fill(place.state, {n: b for n, b in model.named_buffers() if n not in model.state_dict()})
     state = place.read("state") or {}
     set_random_state(state["random"], load_file(place.rank(0)))
     return state
 
 
 def load_model(place: Checkpoint, model: nn.Module) -> None:
-    """Put the weights and buffers of a checkpoint into a model.  Raises RunError when they do not fit it."""
-    _fill(place.model, model.state_dict())
+    """Put the weights and all buffers of a checkpoint into a model.  Raises RunError when they do not fit it."""
+    persistent = model.state_dict()
+    _fill(place.model, persistent)
+    _fill(place.state, {n: b for n, b in model.named_buffers() if n not in persistent})
 
 
 def newest(trial: TrialDir, first: int) -> Checkpoint | None:

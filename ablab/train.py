@@ -19,6 +19,7 @@ from ablab.config import RunConfig, Switch
 from ablab.evaluate import evaluate, perplexity
 from ablab.plugin import Clause
 from ablab.rundir import Rows, RunError
+from ablab.schedule._coupling import Strength
 from ablab.window import Clocks, Window, Work
 
 SAY_S = 30.0  # between lines of the log
@@ -42,6 +43,7 @@ class Loop:
         self.evaluation = cfg.data.evaluation(cfg.eval.tokens, built.length)
         t = cfg.train
         self.accum = t.batch_effective // t.batch_micro
+        self.coupling = Strength(cfg.schedule.section, built.model.lam)
         self.share = torch.tensor(1 / self.accum, device=device)  # the gradient of each micro loss
         tokens, epoch = t.batch_effective * built.length, cfg.data.samples("train", built.length)
         peak, clip = forecast.peak(cfg, device), cfg.optim.section.clip_norm
@@ -135,6 +137,7 @@ class Loop:
         norm = optimizer.gate(sum(losses[1:], losses[0]), self.work.clip)
         optimizer.step()
         optimizer.zero_grad()
+        self.coupling.update(number, losses)
         self.window.add(losses, norm)  # now and then waits for the device, so while a clock of training runs
         clocks.to("prune")
         prune.update(number)
@@ -220,7 +223,7 @@ class Loop:
         m = self.window.measures(self.step, clocks, self.work) | {"tokens_seen": self.step * self.work.tokens}
         if self.step > self.window.step:
             m |= {"learning_rate": group[0]["lr"], **{f"lr/{g['name']}": g["lr"] for g in group}}
-        m |= record.memory(self.device)
+        m |= record.memory(self.device) | {"sched/lam": float(self.built.model.lam)}
         if self.window.step < 2 <= self.step:
             m |= record.tensors(self.built)
         if evaluated:
@@ -287,7 +290,7 @@ class Loop:
         place = a.trial.checkpoint(self.step, a.dir.number)
         state = {name: getattr(self, name) for name in STATE}
         state |= {"samples": self.step * self.work.samples, "window": self.window.state()}
-        state["clocks"] = dict(self.clocks.spent)
+        state |= {"clocks": dict(self.clocks.spent), "coupling": self.coupling.state()}
         self.rows.sync()  # a checkpoint never knows of rows that a crash can take
         a.patiently(lambda: checkpoint.save(place, model, optimizer, state, a.guard))
         self.saved = self.step
@@ -309,6 +312,7 @@ class Loop:
             setattr(self, name, state[name])
         self.set_rate(self.applied[2])
         self.window.restore(state["window"])
+        self.coupling.restore(state["coupling"])
         spent = self.clocks.spent
         for name, seconds in state["clocks"].items():
             spent[name] += seconds

@@ -67,6 +67,14 @@ def test_weights_optimizer_and_state_come_back(trial):
     assert all(p.untyped_storage().data_ptr() == flat for p in b.model.parameters())
 
 
+def test_weights_alone_come_with_the_coupling_strength(trial):
+    a, b = trained(trial), built(trial, seed=2)
+    a.model.lam.fill_(0.25)
+    checkpoint.load_model(put(trial, 7, a), b.model)
+    assert b.model.lam == 0.25
+    assert all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
+
+
 def test_random_state_of_all_generators_comes_back(trial):
     def draws():
         return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), float(torch.rand(()))]

@@ -29,6 +29,12 @@ class Network(Drawn, ABC):
 
     ties: dict[str, str] = {}
     """Uses of a tensor under a second role: role -> name of the parameter."""
+    lam: Tensor
+    """0-d: strength of the couplings of its mechanisms; filled in place by the coupling schedule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("lam", torch.ones(()), persistent=False)
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor | None = None, keep_logits: bool = False) -> Output:

@@ -26,7 +26,7 @@ from ablab.tensor.stage import BlockMember, Coupling, Ctx, Dims, Past
 
 
 class GptNetwork(Network):
-    """Token ids to loss or logits.  `lam`: coupling strength, filled in place by the coupling schedule."""
+    """Token ids to loss or logits."""
 
     ties = {"head": "wte.weight"}
 
@@ -41,7 +41,6 @@ class GptNetwork(Network):
         check([m.symbol for m in members], parts)
         self.blocks = nn.ModuleList(Block(p, d) for p, d in zip(parts, at, strict=True))
         self.ln_f = nn.LayerNorm(dims.n_embd, bias=dims.bias)
-        self.register_buffer("lam", torch.ones(()), persistent=False)
         self._draw(seed)
 
     def forward(

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Learning rate schedules: pure functions of progress, the only writers of a group's lr."""
+"""Learning rate schedules: pure functions of progress, the only writers of a group's lr.
+
+The coupling schedule, which all of them share, is `_coupling.py`.
+"""
 
 from abc import abstractmethod
 from dataclasses import dataclass
 
 from ablab.plugin import Plugin
+from ablab.schedule._coupling import Onset
 
 
 class Schedule(Plugin, family="SCHED"):
@@ -16,6 +20,22 @@ class Schedule(Plugin, family="SCHED"):
 
         warmup: int
         """Steps of linear warm-up; 0 is none."""
+        coupling: Onset | None
+        """None where the model has nothing to couple."""
+        coupling_start: int | None
+        coupling_steps: int | None
+        """Of the ramp; 0 jumps."""
+        coupling_window: int | None
+        """Losses looked at."""
+        coupling_cv: float | None
+        """Standard deviation over mean below which a loss is steady."""
+        coupling_deadline: int | None
+        """Step at which the ramp starts whatever the loss does; 0 is none."""
+
+        @property
+        def ramps(self) -> bool:
+            """The couplings are off at first."""
+            return self.coupling not in (None, Onset.CONSTANT)
 
     @abstractmethod
     def shape(self, progress: float) -> float:

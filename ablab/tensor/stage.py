@@ -286,6 +286,12 @@ class Part(Drawn, ABC):
     """Its parameters rest while the coupling strength is 0; the model fills it in from the member."""
 
 
+def coupled(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that rest while the coupling strength is 0."""
+    parts = [m for m in model.modules() if isinstance(m, Part) and m.couples]
+    return list(dict.fromkeys(p for part in parts for p in part.parameters()))
+
+
 class Project(Part):
     """Exactly one per block."""
 

@@ -80,6 +80,7 @@ def trial(tmp_path):
     place = trial.checkpoint(10, 1)
     draft = place.begin()
     checkpoint.store(draft.model, perturbed(assemble(settled.values, seed=9)).state_dict())
+    checkpoint.store(draft.state, {"lam": torch.ones(())})
     draft.seal()
     place.commit(draft)
     return trial
