@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablab import build, checkpoint, config, forecast, kconf
+from ablab import build, checkpoint, config, forecast, kconf, metrics
 from ablab.build import Built
 from ablab.config import RunConfig
+from ablab.plugin import EffectError
 from ablab.rundir import Checkpoint, write_bytes
 from ablab.tensor.stage import Past
 
@@ -163,7 +164,7 @@ def run(case: Case, data: Mapping[str, Any] | None) -> None:
                 stage()
                 case.passed.append(name)
             case.stage = ""
-        except (CheckError, ValueError) as error:
+        except (CheckError, EffectError, ValueError) as error:
             case.reason = str(error)
         except Exception as error:  # a member may fail in any way; the verdict says how
             case.reason, case.trace = f"{type(error).__name__}: {error}", traceback.format_exc()
@@ -230,13 +231,16 @@ class Rig:
         _need(not still, f"not moved in {ITERATIONS} iterations: {_some(still)}")
 
     def evaluate(self) -> None:
-        """Eval mode gives the same twice, leaves random state alone, and never predicts what does not exist."""
+        """Eval mode gives the same twice, leaves random state alone, and never predicts what does not exist; gauges
+        are there, under names that are registered."""
         model, before = self.built.model, torch.get_rng_state()
         model.eval()
         with torch.no_grad():
             losses = [float(model(self._ids(5), self._ids(6)).loss) for _ in range(2)]
             logits = model(self._ids(5)).logits
         model.train()
+        for name in model.gauges(self._ids(5, 1)):
+            metrics.get(name)
         _need(losses[0] == losses[1], f"two evaluations of one batch: {losses}")
         _need(torch.equal(before, torch.get_rng_state()), "evaluation draws random numbers")
         _need(bool(torch.isinf(logits[..., IDS:]).all()), "padded vocabulary can be predicted in eval mode")

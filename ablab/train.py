@@ -58,6 +58,8 @@ class Loop:
         self.first_loss: float | None = None
         self.latest: dict[str, float] = {}
         """Newest value of each metric."""
+        self.gauges: dict[str, float] = {}
+        """Those of the newest evaluation."""
         self.applied = (0, 0.0, 0.0)
         """Step, progress, and the rate that the optimizer applied at it."""
         self.probes: list[tuple[int, float, float]] = []
@@ -198,6 +200,9 @@ class Loop:
 
         size = self.cfg.train.batch_micro
         found = evaluate(self.net, self.evaluation, size, self.device, self.precision, poll)
+        if found:
+            with self.precision:
+                self.gauges = self.built.model.gauges(next(self.evaluation.batches(1)).x.to(self.device))
         self.clocks.to("other")
         self._book("eval", before)
         if found:
@@ -227,7 +232,7 @@ class Loop:
         if self.window.step < 2 <= self.step:
             m |= record.tensors(self.built)
         if evaluated:
-            m |= {name: self.latest[name] for name in VALIDATION}
+            m |= {name: self.latest[name] for name in VALIDATION} | self.gauges
         if last and self.best:
             m |= {"final/val_loss": self.latest["val_loss"], "final/best_val_loss": self.best[0]}
             m["final/best_val_perplexity"] = perplexity(self.best[0])

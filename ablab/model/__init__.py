@@ -48,6 +48,13 @@ class Network(Drawn, ABC):
     def example(self) -> Tensor:
         """A small fixed input on the CPU, the same for every build of this shape."""
 
+    def gauges(self, x: Tensor) -> dict[str, float]:
+        """What its parts say of themselves on these inputs, by metric name.  Called at each evaluation.
+
+        Raises EffectError when a part is silent about a gauge that it declares, or reports another.
+        """
+        return {}
+
     def facts(self) -> dict[str, Any]:
         """What built.json holds beside tensors and totals; numbers are measured on the module."""
         return {}

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ablab.model import Model, Network, Output
 from ablab.model._block import Block
 from ablab.model._flow import FlowError, check
-from ablab.tensor.stage import BlockMember, Coupling, Ctx, Dims, Past
+from ablab.plugin import EffectError
+from ablab.tensor.stage import BlockMember, Coupling, Ctx, Dims, Gauges, Part, Past
 
 
 class GptNetwork(Network):
@@ -44,7 +45,12 @@ class GptNetwork(Network):
         self._draw(seed)
 
     def forward(
-        self, x_BT: Tensor, y_BT: Tensor | None = None, keep_logits: bool = False, past: Past | None = None
+        self,
+        x_BT: Tensor,
+        y_BT: Tensor | None = None,
+        keep_logits: bool = False,
+        past: Past | None = None,
+        gauges: Gauges | None = None,
     ) -> Output:
         """With `past` the tokens continue those it holds; logits are then [B, 1, V], of the last token."""
         ctx = Ctx(start=past.length if past else 0).put(Coupling(self.lam))
@@ -58,6 +64,8 @@ class GptNetwork(Network):
         if past:
             ctx = ctx.put(past)
             past.length = end
+        if gauges:
+            ctx = ctx.put(gauges)
         for block in self.blocks:
             x_BTD, ctx = block(x_BTD, ctx)
         if past:
@@ -83,6 +91,22 @@ class GptNetwork(Network):
 
     def example(self) -> Tensor:
         return (torch.arange(16) * 7919 % self.n_vocab).view(2, 8)  # a prime scatters the ids
+
+    @torch.no_grad()
+    def gauges(self, x_BT: Tensor) -> dict[str, float]:
+        """One forward in eval mode; none where no part has gauges."""
+        layers = enumerate(self.blocks)
+        parts = [(part, layer) for layer, b in layers for part in b.modules() if isinstance(part, Part)]
+        wanted = [Gauges.name(part, layer, gauge) for part, layer in parts for gauge in part.gauges]
+        if not wanted:
+            return {}
+        seen, training = Gauges(), self.training
+        self.eval()
+        self(x_BT, gauges=seen)
+        self.train(training)
+        if odd := set(wanted) ^ seen.values.keys():
+            raise EffectError(f"gauges: declared or reported, but not both: {' '.join(sorted(odd))}")
+        return dict(zip(seen.values, torch.stack([v.float() for v in seen.values.values()]).tolist(), strict=True))
 
     def facts(self) -> dict[str, Any]:
         """KV bytes per token in bf16, counted on a real cache; MLP : attention in weights with 2 axes."""

@@ -94,10 +94,14 @@ class Gauges:
         self.values: dict[str, Tensor] = {}
 
     def put(self, ctx: "Ctx", part: "Part", **values: Tensor) -> None:
-        """Record 0-d tensors under their metric names, `attn/<layer>/<slug>_<gauge>` or `mlp/..`."""
+        """Record 0-d tensors under their metric names."""
+        self.values |= {self.name(part, ctx.layer, gauge): value.detach() for gauge, value in values.items()}
+
+    @staticmethod
+    def name(part: "Part", layer: int, gauge: str) -> str:
+        """The metric name of a gauge, `attn/<layer>/<slug>_<gauge>` or `mlp/..`."""
         family, _, name = part.symbol.partition("_")
-        for gauge, value in values.items():
-            self.values[f"{family.lower()}/{ctx.layer}/{name.lower()}_{gauge}"] = value.detach()
+        return f"{family.lower()}/{layer}/{name.lower()}_{gauge}"
 
 
 class Ctx(NamedTuple):
