@@ -195,6 +195,23 @@ def _tensor(p: Tensor) -> dict[str, Any]:
     return {"shape": list(p.shape), "dtype": str(p.dtype)[6:], "sha256": hashlib.sha256(data).hexdigest()}
 
 
+def still(loop: Any, symbol: str) -> list[str]:
+    """Parameters of a member that nothing has moved, of those that two steps or more were applied to: with their
+    first value, or with an optimizer state of zeros, for decay also moves what no gradient ever reached."""
+    optimizer, modules = loop.built.optimizer, loop.attempt.trial.built()["modules"]
+    stepped = {id(p) for g in optimizer.param_groups if g["count"] > 1 for p in g["params"]}
+    first = {f"{m['path']}.{n}": t["sha256"] for m in modules for n, t in m["tensors"].items()}
+    found = []
+    for path, part in loop.built.model.named_modules():
+        mine = part.named_parameters(path) if vars(part).get("symbol") == symbol else ()
+        for name, p in mine:
+            state = [t for key, t in optimizer.state[p].items() if key != "step"]
+            idle = bool(state) and not any(bool(t.any()) for t in state)
+            if id(p) in stepped and (idle or _tensor(p)["sha256"] == first.get(name)):
+                found.append(name)
+    return found
+
+
 def summary(loop: Any, stop: str) -> dict[str, Any]:
     """summary.json: what came out.  Raises EffectError when the primary metric was never written."""
     a, clocks, work, window = loop.attempt, loop.clocks, loop.work, loop.window

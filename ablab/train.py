@@ -333,6 +333,10 @@ class Loop:
             self.window = self.window.next(self.step, self.clocks, self.work)
             self.rowed = self.step
 
+    def still(self, symbol: str) -> list[str]:
+        """Parameters of a member that nothing has moved."""
+        return record.still(self, symbol)
+
     # before the first step
 
     def warm_up(self) -> None:

@@ -12,6 +12,7 @@ calls and is causal.  Frozen values are NamedTuples: checkpoint, DDP and compile
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -430,10 +431,25 @@ class BlockMember(Plugin):
         raise NotImplementedError
 
     def contracts(self) -> tuple[Clause, ...]:
-        """What was built has the declared size; a member that adds clauses keeps this one."""
-        if type(self).size is BlockMember.size:
-            return ()
-        return (Clause(f"params/{self.symbol}", "build", self._sizes),)
+        """What was built is there and has the declared size, and what couples has learned.
+
+        A member that adds clauses keeps these.  One at the end may read gauges: `loop.latest` holds the newest value
+        of every metric by name (`Gauges.name`).
+        """
+        clauses = [Clause(f"modules/{self.symbol}", "build", self._modules)]
+        if type(self).size is not BlockMember.size:
+            clauses.append(Clause(f"params/{self.symbol}", "build", self._sizes))
+        if self.couples:
+            clauses.append(Clause(f"moved/{self.symbol}", "end", lambda loop: ([], loop.still(self.symbol))))
+        return tuple(clauses)
+
+    def _modules(self, built: Any) -> tuple[dict[str, int], dict[str, int]]:
+        """Parts by stage, as many as it makes: one for each block, or for all but one."""
+        dims = built.model.dims
+        with torch.device("meta"):
+            made = Counter(p.stage for layer in range(dims.n_layer) for p in self.made(dims.at(layer)))
+        there = Counter(m.stage for m in built.model.modules() if isinstance(m, Part) and m.symbol == self.symbol)
+        return {stage: max(n, dims.n_layer - 1) for stage, n in made.items()}, dict(there)
 
     def _sizes(self, built: Any) -> tuple[int, int]:
         dims = built.model.dims

@@ -272,6 +272,17 @@ def test_declared_size_is_what_was_built(symbol, bias):
     assert not any(c.judge(SimpleNamespace(model=net))["ok"] for c in clauses)  # one number too many is seen
 
 
+@every
+def test_every_part_that_it_makes_is_in_the_model(symbol):
+    got = typed(symbol)
+    net = assemble(got)
+    (member,) = [m for f in ("ATTN", "MLP") for m in config.create(f, got) if m.symbol == symbol]
+    (clause,) = [c for c in member.contracts() if c.name == f"modules/{symbol}"]
+    assert clause.judge(SimpleNamespace(model=net))["ok"]
+    next(p for p in parts(net) if p.symbol == symbol).symbol = ""
+    assert not clause.judge(SimpleNamespace(model=net))["ok"]  # one that is missing is seen
+
+
 class Reads:
     """A Config that notes which fields are read."""
 
