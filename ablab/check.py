@@ -20,7 +20,7 @@ from ablab.build import Built
 from ablab.config import RunConfig
 from ablab.plugin import EffectError
 from ablab.rundir import Checkpoint, write_bytes
-from ablab.tensor.stage import Past
+from ablab.tensor.stage import Past, coupled
 
 VOCAB, IDS = 64, 61  # embedding rows, ids that exist: padded columns are tried too
 WIDTH, CONTEXT, MICRO, ACCUM, ITERATIONS = 32, 32, 2, 2, 2
@@ -194,6 +194,7 @@ class Rig:
             "batch",
             "causality",
             "decode",
+            "coupling",
             "contracts",
         )
         return {name: getattr(self, name) for name in names}
@@ -281,6 +282,24 @@ class Rig:
         model.train()
         gap = self._gap(torch.cat(steps, 1), full)
         _need(gap <= CLOSE, f"cached decode differs from the full forward by {gap:.2g}")
+
+    def coupling(self) -> None:
+        """At strength 0 the model is its host, whatever its coupled parameters are."""
+        c, model, ids, stream = self.cfg, self.built.model, self._ids(12), torch.Generator().manual_seed(13)
+        symbols = [m.symbol for m in (*c.attention, *c.mlp) if m.couples]
+        if not symbols:
+            return
+        plain = ([m for m in members if not m.couples] for members in (c.attention, c.mlp))
+        host = c.model.build(*plain, c.train.seed, IDS)
+        host.load_state_dict(model.state_dict(), strict=False)
+        with torch.no_grad():
+            for p in coupled(model):
+                p.add_(torch.randn(p.shape, generator=stream))
+            wanted = host.eval()(ids).logits
+        model.lam.zero_()
+        gap = self._gap(self._logits(self.built, ids), wanted)
+        model.lam.fill_(1)
+        _need(gap <= CLOSE, f"at strength 0 logits differ by {gap:.2g} from those without {' '.join(symbols)}")
 
     def contracts(self) -> None:
         """Those at build of all members but the data, whose files the data stage reads."""

@@ -41,7 +41,7 @@ def test_what_works_passes_every_stage(tmp_path, capsys):
     assert [t["params"] for t in said["trials"]] == [26368, 26368 - 2 * 32 * 65]
     assert said["trials"][0]["fingerprint"] != said["trials"][1]["fingerprint"]
     stages = ["bind", "size", "build", "train", "gradients", "evaluate", "resume", "batch", "causality", "decode"]
-    assert said["trials"][0]["passed"] == [*stages, "contracts"]
+    assert said["trials"][0]["passed"] == [*stages, "coupling", "contracts"]
     assert said["data"]["name"] == "synth" and said["data"]["tokens"] == 20000
     assert json.loads(Path(said["data"]["manifest"]).read_text())["sha256"] == said["data"]["sha256"]
     table = [line.split() for line in out.splitlines() if line.startswith("r")]
