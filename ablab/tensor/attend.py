@@ -7,17 +7,17 @@ One causal piece is torch's SDPA.  For lse, or several pieces, there is one fuse
 pieces are merged by their lse (Dao et al. 2022, https://arxiv.org/abs/2205.14135).
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from ablab.tensor.kernel import band_mask, core, exact, precise
 from ablab.tensor.stage import Ctx, Field, Heads, Mixed, Past, Piece, Region
 
-CHUNK = 128  # query rows per step where no fused kernel returns an lse
-Core = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
+Triple = tuple[Tensor, Tensor, Region]
+"""q, whole k, and the keys that a query sees."""
 
 
 def attend(h: Heads, ctx: Ctx, lse: bool = False) -> tuple[Mixed, Ctx]:
@@ -31,10 +31,10 @@ def attend(h: Heads, ctx: Ctx, lse: bool = False) -> tuple[Mixed, Ctx]:
     if ctx.start:
         (out, *rest), l_BHT = _decode(h.pieces, values, h.scale, ctx, past[0])
     else:
-        pieces = [(p.q_BHTK, _join(p.k, ctx, past), p.region) for p in h.pieces]
-        v, (q, k, region) = _join(values, ctx, past), pieces[0]
+        pieces, v = joined(h, ctx), join(values, ctx)
+        q, k, region = pieces[0]
         if lse or len(pieces) > 1 or region.kind != "causal":
-            out, l_BHT = _merge([_piece(q, k, v, r, h.scale) for q, k, r in pieces])
+            out, l_BHT = _merge([piece(q, k, v, r, h.scale) for q, k, r in pieces])
         else:
             out, l_BHT = _sdpa(q, k, v, h.scale), None
         out, *rest = out.split(_widths(values), -1) if h.side else (out,)
@@ -45,8 +45,14 @@ def attend(h: Heads, ctx: Ctx, lse: bool = False) -> tuple[Mixed, Ctx]:
     return Mixed(out, side, l_BHT, n_T), ctx
 
 
-def _join(fields: tuple[Field, ...], ctx: Ctx, past: tuple[Past, ...]) -> Tensor:
+def joined(h: Heads, ctx: Ctx) -> list[Triple]:
+    """The pieces with one key tensor each, in decode the cached tokens in front."""
+    return [(p.q_BHTK, join(p.k, ctx), p.region) for p in h.pieces]
+
+
+def join(fields: tuple[Field, ...], ctx: Ctx) -> Tensor:
     """One BHSC tensor of all channels, the cached tokens in front; a field shared by heads is repeated."""
+    past = ctx.all(Past)
     got = [past[0].extend(ctx.layer, f, ctx.start) if past else f.new_BHTC for f in fields]
     if len(got) == 1:
         return got[0]
@@ -77,43 +83,38 @@ def _widen(t: Tensor, width: int, n_head: int) -> Tensor:
     return F.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t
 
 
-def _piece(q: Tensor, k: Tensor, v: Tensor, region: Region, scale: float) -> tuple[Tensor, Tensor]:
+def piece(q: Tensor, k: Tensor, v: Tensor, region: Region, scale: float) -> tuple[Tensor, Tensor]:
     """(o_BHTV, lse_BHT) of one region; a row that sees no key has o = 0, lse = -inf."""
-    core, V, T, W = _core(q), v.shape[-1], q.shape[2], region.width
-    width = _eights(max(q.shape[-1], V + 1))  # one spare channel at least, for the gradient of lse
+    V, T, W = v.shape[-1], q.shape[2], region.width
+    width = _eights(max(q.shape[-1], V))
     q, k, v = (_widen(t.to(v.dtype), width, q.shape[1]) for t in (q, k, v))  # gates widen q under autocast
     if region.kind == "causal" or (region.kind == "band" and W >= T - 1):
-        o, l_BHT = core(q, k, v, None, scale)
+        o, l_BHT = core(q, None)(q, k, v, None, scale)
     elif region.kind == "band":
-        o, l_BHT = _band(core, q, k, v, W, scale)
+        o, l_BHT = _band(q, k, v, W, scale)
     elif W >= T - 1:  # far, and nothing is
         o, l_BHT = v.new_zeros(q.shape), _empty(q, T)
     else:
         skip = W + 1
-        o, l_BHT = core(q[:, :, skip:], k[:, :, :-skip], v[:, :, :-skip], None, scale)
+        o, l_BHT = core(q, None)(q[:, :, skip:], k[:, :, :-skip], v[:, :, :-skip], None, scale)
         o, l_BHT = F.pad(o, (0, 0, skip, 0)), torch.cat([_empty(q, skip).to(l_BHT.dtype), l_BHT], -1)
     return o[..., :V], l_BHT
 
 
 def _empty(q: Tensor, rows: int) -> Tensor:
-    return q.new_full((*q.shape[:2], rows), -torch.inf, dtype=_precise(q))
+    return q.new_full((*q.shape[:2], rows), -torch.inf, dtype=precise(q))
 
 
-def _precise(t: Tensor) -> torch.dtype:
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
-
-
-def _band(core: Core, q: Tensor, k: Tensor, v: Tensor, W: int, scale: float) -> tuple[Tensor, Tensor]:
+def _band(q: Tensor, k: Tensor, v: Tensor, W: int, scale: float) -> tuple[Tensor, Tensor]:
     """The first W queries are plain causal; then blocks of W against their own and the previous W keys."""
     B, H, T, C = q.shape
-    o, l_BHT = core(q[:, :, :W], k[:, :, :W], v[:, :, :W], None, scale)
+    o, l_BHT = core(q, None)(q[:, :, :W], k[:, :, :W], v[:, :, :W], None, scale)
     n_block = -(-T // W) - 1
     q, k, v = (F.pad(t, (0, 0, 0, (n_block + 1) * W - T)) for t in (q, k, v))
     q = q[:, :, W:].reshape(B, H * n_block, W, C)
     pairs = [torch.cat([t[:, :, :-W].reshape(q.shape), t[:, :, W:].reshape(q.shape)], 2) for t in (k, v)]
-    i, j = torch.arange(W, device=q.device)[:, None], torch.arange(2 * W, device=q.device)
-    mask = q.new_zeros(W, 2 * W).masked_fill((j > i + W) | (j < i), -torch.inf)
-    o_far, l_far = core(q, *pairs, mask, scale)
+    mask = band_mask(q, W)
+    o_far, l_far = core(q, mask)(q, *pairs, mask, scale)
     o = torch.cat([o, o_far.reshape(B, H, n_block * W, C)], 2)[:, :, :T]
     return o, torch.cat([l_BHT, l_far.reshape(B, H, n_block * W)], 2)[:, :, :T]
 
@@ -137,9 +138,9 @@ def _decode(
     gap = torch.arange(ctx.start, S, device=device)[:, None] - torch.arange(S, device=device)  # i - j
     s_BHTS = None
     for p in pieces:
-        low, high = {"causal": (0, S), "band": (0, p.region.width), "far": (p.region.width + 1, S)}[p.region.kind]
-        logits = sum(_meet(q, f, ctx, past) for q, f in zip(p.q_BHTK.split(_widths(p.k), -1), p.k, strict=True))
-        seen = torch.where((gap >= low) & (gap <= high), scale * logits, -torch.inf)
+        parts = zip(p.q_BHTK.split(_widths(p.k), -1), p.k, strict=True)
+        s = scale * sum(_meet(q, f, ctx, past) for q, f in parts)
+        seen = torch.where(sees(p.region, gap), s, -torch.inf)
         s_BHTS = seen if s_BHTS is None else torch.maximum(s_BHTS, seen)
     l_BHT = s_BHTS.logsumexp(-1)
     p_BHTS = (s_BHTS - l_BHT[..., None]).exp()
@@ -148,9 +149,12 @@ def _decode(
 
 def _meet(q_BHTC: Tensor, f: Field, ctx: Ctx, past: Past) -> Tensor:
     """q.k over all keys of one field, in the precision of logits."""
-    if f.factors is not None:
-        q_BHTC = torch.einsum("bhtc,hlc->bhtl", q_BHTC, f.factors.up_HLC)
-    return _product(q_BHTC, past.hold(ctx.layer, f, ctx.start).mT).to(_precise(q_BHTC))
+    wide, held = precise(q_BHTC), past.hold(ctx.layer, f, ctx.start)
+    with exact(held):  # bf16 would round the logits, and with them lse
+        q_BHTC = q_BHTC.to(wide)
+        if f.factors is not None:
+            q_BHTC = torch.einsum("bhtc,hlc->bhtl", q_BHTC, f.factors.up_HLC.to(wide))
+        return _product(q_BHTC, held.to(wide).mT)
 
 
 def _mix(p_BHTS: Tensor, f: Field, ctx: Ctx, past: Past) -> Tensor:
@@ -168,56 +172,20 @@ def _product(a_BHTX: Tensor, b_BHXY: Tensor) -> Tensor:
     return (a_BHTX.reshape(B, 1, H * T, X) @ b_BHXY).view(B, H, T, -1)
 
 
-def _core(q: Tensor) -> Core:
-    """The way to (o, lse) on the device of q.  Square and causal without a mask, any shape under one."""
-    return _Flash.apply if q.device.type in ("cpu", "meta") else _chunked
+def logits(pieces: Sequence[Triple], scale: float, start: int) -> Tensor:
+    """s_BHTS of a few queries at positions `start` and up; -inf where a query does not see a key."""
+    s_BHTS = None
+    for q, k, region in pieces:
+        i = torch.arange(start, start + q.shape[2], device=q.device)[:, None]
+        seen = sees(region, i - torch.arange(k.shape[2], device=q.device))
+        with exact(q):  # bf16 would round the logits, and with them lse
+            s = torch.where(seen, scale * (q.to(precise(q)) @ k.to(precise(q)).mT), -torch.inf)
+        s_BHTS = s if s_BHTS is None else torch.maximum(s_BHTS, s)
+    return s_BHTS
 
 
-class _Flash(torch.autograd.Function):
-    """torch's CPU flash kernel with a gradient for its lse.
-
-    The raw kernel returns lse without one.  dL/ds_ij = p_ij (dP_ij - d_i + g_i), g the gradient of lse, and
-    the fused backward computes d_i = dO_i . o_i itself: in the spare channel, where v is 0, dO = 1 and o = -g
-    make it d - g and leave dP alone.  NOTE private API: torch is pinned.
-    """
-
-    @staticmethod
-    def forward(ctx, q, k, v, mask, scale):
-        op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        o, l_BHT = op(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale)
-        ctx.save_for_backward(q, k, v, mask, o, l_BHT)
-        ctx.scale = scale
-        return o, l_BHT
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, do, dl_BHT):
-        q, k, v, mask, o, l_BHT = ctx.saved_tensors
-        op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        do = torch.cat([do[..., :-1], torch.ones_like(do[..., -1:])], -1)
-        o = torch.cat([o[..., :-1], -dl_BHT[..., None].to(o.dtype)], -1)
-        return *op(do, q, k, v, o, l_BHT, 0.0, mask is None, attn_mask=mask, scale=ctx.scale), None, None
-
-
-def _chunked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Any device: a few rows at a time, recomputed in the backward pass."""
-
-    def rows(q: Tensor, k: Tensor, v: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        wide = _precise(q)
-        with torch.autocast(q.device.type, enabled=False):  # bf16 would round the logits, and with them lse
-            s = scale * (q.to(wide) @ k.to(wide).mT)
-        if mask is None:
-            i = torch.arange(first, first + q.shape[2], device=q.device)[:, None]
-            s = s.masked_fill(torch.arange(k.shape[2], device=q.device) > i, -torch.inf)
-        else:
-            s = s + mask[first : first + q.shape[2]]
-        l_BHT = s.logsumexp(-1)
-        return (s - l_BHT[..., None]).exp().to(v.dtype) @ v, l_BHT
-
-    done = []
-    for first in range(0, q.shape[2], CHUNK):
-        last = min(first + CHUNK, q.shape[2])
-        end = last if mask is None else k.shape[2]
-        part = q[:, :, first:last], k[:, :, :end], v[:, :, :end], first
-        done.append(checkpoint(rows, *part, use_reentrant=False))
-    return torch.cat([o for o, _ in done], 2), torch.cat([l_BHT for _, l_BHT in done], 2)
+def sees(region: Region, gap: Tensor) -> Tensor:
+    """Which pairs of query and key a region holds, by their distance i - j."""
+    if region.kind == "far":
+        return gap > region.width
+    return (gap >= 0) & (gap <= region.width) if region.kind == "band" else gap >= 0
