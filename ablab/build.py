@@ -17,6 +17,7 @@ from ablab import model
 from ablab.config import Amp, Device, RunConfig, Switch
 from ablab.plugin import Plugin
 from ablab.rundir import RunError
+from ablab.tensor import kernel
 from ablab.tensor.stage import coupled
 
 TRIM, MMAP_ABOVE = -1, -3  # mallopt parameters, <malloc.h>
@@ -78,8 +79,15 @@ def settle_system(cfg: RunConfig) -> torch.device:
             libc.mallopt(option, value)
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(cfg.train.seed)
-    if cfg.sys.device is Device.CPU:
-        return torch.device("cpu")
+    device = torch.device("cpu") if cfg.sys.device is Device.CPU else torch.device("cuda", 0)
+    if device.type == "cuda":
+        _settle_cuda(cfg)
+    half = [torch.bfloat16] if cfg.sys.amp is Amp.BF16 else []
+    kernel.settle(device, cfg.sys.attend_chunk, [torch.float32, *half])
+    return device
+
+
+def _settle_cuda(cfg: RunConfig) -> None:
     if cfg.sys.alloc_expandable:
         # the name for all devices where torch has it; the other one warns there
         every = hasattr(torch._C, "_accelerator_setAllocatorSettings")
@@ -87,7 +95,6 @@ def settle_system(cfg: RunConfig) -> torch.device:
         setting("expandable_segments:True")
     torch.set_float32_matmul_precision("high" if cfg.sys.tf32 else "highest")
     torch.backends.cudnn.benchmark = bool(cfg.sys.cudnn_benchmark)
-    return torch.device("cuda", 0)
 
 
 def precision(cfg: RunConfig, device: torch.device) -> AbstractContextManager:

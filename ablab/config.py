@@ -98,6 +98,7 @@ class Sys:
     deterministic: bool
     threads: int
     """CPU threads; 0 until the campaign has resolved it."""
+    attend_chunk: int
     warmup_steps: int
     alloc_expandable: bool
 

@@ -22,6 +22,7 @@ from ablab.journal import Journal, TrialState
 from ablab.kconf import DECORATION
 from ablab.plugin import EffectError
 from ablab.rundir import Checkpoint, RunError
+from ablab.tensor import kernel
 from ablab.window import CLOCKS, TRAINING
 
 KERNELS = ("math", "flash", "efficient", "cudnn")  # in the order of torch.nn.attention.SDPBackend
@@ -103,6 +104,8 @@ def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
             "tf32": torch.backends.cuda.matmul.allow_tf32 if gpu else None,
             "cudnn_benchmark": torch.backends.cudnn.benchmark if gpu else None,
             "attention_kernel": _attention_kernel(loop),
+            "lse_kernel": kernel.chosen(loop.device),
+            "attend_chunk": kernel.InForce.chunk,
             "threads": torch.get_num_threads(),
             "workers": 0,
             "deterministic": torch.are_deterministic_algorithms_enabled(),

@@ -234,7 +234,9 @@ def test_a_done_trial_holds_all_that_is_promised(tmp_path):
         "seq_len": 32,
         "tokens_per_step": 128,
     }
-    assert manifest["resolved"]["threads"] == 1 and manifest["resolved"]["attention_kernel"] == "flash"
+    resolved = manifest["resolved"]
+    assert resolved["threads"] == 1 and resolved["attention_kernel"] == "flash"
+    assert resolved["lse_kernel"] == "cpu" and resolved["attend_chunk"] == 128
     steps, rate = manifest["config"]["TRAIN_STEPS"], manifest["config"]["OPT_LR"]
     assert steps["value"] == 20 and steps["origin"].startswith("test:") and rate["origin"] == "default"
     assert manifest["neighbours"] == []

@@ -29,6 +29,7 @@ _PROTOCOL: dict[str, tuple[str, ...]] = {
     "resolved.tf32": ("SYS_TF32",),
     "resolved.cudnn_benchmark": ("SYS_CUDNN_", "SYS_DETERMINISTIC"),
     "resolved.attention_kernel": ("ATTN_", "MODEL_", "SYS_"),
+    "resolved.lse_kernel": ("ATTN_", "MODEL_", "SYS_"),
     **dict.fromkeys((f"software.{name}" for name in ("python", "torch", "cuda", "hip", "driver")), ()),
     "code.tree": (),
     "hardware": (),
