@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""Statistics of the rows of P, for all rows at once and never forming T x T.
+
+B batch, H heads, T queries, S keys, K key dim, N picked keys.
+
+With l the log-sum-exp of a row's logits s, sum p^a = exp(lse(a s) - a l); the entropy is l - sum p s, where sum p s
+is scale * q . kbar and kbar = sum p k what attention mixes from the keys; the largest p are those of the largest s.
+All are differentiable in q and k.  Their own passes are fp32 (fp64 stays fp64) also under autocast: with bf16
+products the entropy is off by 2.5e-2 nats, and a probability by 0.2.
+
+The shares are position-normalised to [0, 1] by the n keys that a row sees, since a raw statistic encodes the
+position: 0 for uniform rows, 1 for rows on one key (top k: on k keys), and 0 where only one value is possible.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ablab.tensor.attend import Triple, joined, logits, piece, sees
+from ablab.tensor.kernel import InForce, exact, precise
+from ablab.tensor.stage import Ctx, Heads, Mixed
+
+
+def entropy(m: Mixed, h: Heads, ctx: Ctx) -> Tensor:
+    """BHT in nats.  One attention pass over each piece, with its keys as values."""
+    pieces = _wide(h, ctx)
+    with exact(h.q_BHTK):
+        if ctx.start:
+            s_BHTS = logits(pieces, h.scale, ctx.start)
+            p_BHTS = s_BHTS.softmax(-1)
+            return s_BHTS.logsumexp(-1) - (p_BHTS * s_BHTS.masked_fill(p_BHTS == 0, 0)).sum(-1)
+        found = [piece(q, k, k, region, h.scale) for q, k, region in pieces]
+        means = [h.scale * torch.linalg.vecdot(q, kbar) for (q, _, _), (kbar, _) in zip(pieces, found, strict=True)]
+        if len(found) == 1:
+            return found[0][1] - means[0]
+        l_BHT = _total([lse for _, lse in found])
+        return l_BHT - sum((lse - l_BHT).exp() * mean for (_, lse), mean in zip(found, means, strict=True))
+
+
+def power(m: Mixed, h: Heads, ctx: Ctx, a: float) -> Tensor:
+    """sum p^a, BHT.  One attention pass over each piece, for its lse; `m` brings that of the rows."""
+    pieces = _wide(h, ctx)
+    with exact(h.q_BHTK):
+        if ctx.start:
+            l_BHT = logits(pieces, a * h.scale, ctx.start).logsumexp(-1)
+        else:
+            l_BHT = _total([piece(q, k, k, region, a * h.scale)[1] for q, k, region in pieces])
+        return (l_BHT - a * m.lse_BHT).exp()
+
+
+def mass(m: Mixed, h: Heads, ctx: Ctx, k: int) -> Tensor:
+    """Sum of the k largest p, BHT.  Logits of a few query rows at a time say which; those are computed again."""
+    pieces, T, done = _wide(h, ctx), h.q_BHTK.shape[2], []
+    with exact(h.q_BHTK):
+        for first in range(0, T, InForce.chunk):
+            rows, start = slice(first, first + InForce.chunk), ctx.start + first
+            l_BHT, parts = m.lse_BHT[:, :, rows], [(q[:, :, rows], key, region) for q, key, region in pieces]
+            keys = slice(0, max(start + l_BHT.shape[2], k))  # a slice ends at the last key at the latest
+            with torch.no_grad():
+                s_BHTS = logits([(q, key[:, :, keys], region) for q, key, region in parts], h.scale, start)
+                s_BHTN, j_BHTN = (
+                    s_BHTS.max(-1, keepdim=True) if k == 1 else s_BHTS.topk(min(k, s_BHTS.shape[-1]), sorted=False)
+                )
+            if torch.is_grad_enabled():  # recomputed in the backward pass: N copies of k would be kept
+                s_BHTN = checkpoint(_picked, parts, j_BHTN, h.scale, start, use_reentrant=False)
+            done.append((s_BHTN - l_BHT[..., None]).exp().sum(-1))
+    return torch.cat(done, -1)
+
+
+def _picked(pieces: list[Triple], j_BHTN: Tensor, scale: float, start: int) -> Tensor:
+    """Logits of picked keys; -inf where the query does not see one."""
+    B, H, T, N = j_BHTN.shape
+    gap_BHTN = torch.arange(start, start + T, device=j_BHTN.device)[:, None] - j_BHTN
+    s_BHTN = torch.full(j_BHTN.shape, -torch.inf, dtype=pieces[0][0].dtype, device=j_BHTN.device)
+    for q, k, region in pieces:
+        K = k.shape[-1]
+        index = j_BHTN.flatten(2)[..., None].expand(-1, -1, -1, K)
+        k_BHTNK = k.expand(B, H, -1, -1).gather(2, index).view(B, H, T, N, K)
+        s_BHTN = torch.where(sees(region, gap_BHTN), scale * (k_BHTNK @ q[..., None])[..., 0], s_BHTN)
+    return s_BHTN
+
+
+def entropy_share(m: Mixed, h: Heads, ctx: Ctx) -> Tensor:
+    """Entropy over ln n, BHT: unlike the others 1 for uniform rows and 0 for rows on one key."""
+    n_T = _n(m)
+    return _ratio(entropy(m, h, ctx), n_T.log())
+
+
+def rms_share(m: Mixed, h: Heads, ctx: Ctx) -> Tensor:
+    """Root of the sum of squares, BHT."""
+    least_T = _n(m).rsqrt()
+    return _ratio(power(m, h, ctx, 2).sqrt() - least_T, 1 - least_T)
+
+
+def mass_share(m: Mixed, h: Heads, ctx: Ctx, k: int) -> Tensor:
+    """Mass of the k largest, BHT."""
+    n_T = _n(m)
+    least_T = n_T.clamp(max=k) / n_T
+    return _ratio(mass(m, h, ctx, k) - least_T, 1 - least_T)
+
+
+def _n(m: Mixed) -> Tensor:
+    return m.n_T.to(m.lse_BHT.dtype)
+
+
+def _ratio(a_BHT: Tensor, b_T: Tensor) -> Tensor:
+    """a / b, and 0 without a gradient where b is 0."""
+    return torch.where(b_T > 0, a_BHT, 0.0) / torch.where(b_T > 0, b_T, 1.0)
+
+
+def _wide(h: Heads, ctx: Ctx) -> list[Triple]:
+    wide = precise(h.q_BHTK)
+    return [(q.to(wide), k.to(wide), region) for q, k, region in joined(h, ctx)]
+
+
+def _total(lses: list[Tensor]) -> Tensor:
+    return lses[0] if len(lses) == 1 else torch.stack(lses).logsumexp(0)
