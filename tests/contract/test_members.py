@@ -35,14 +35,18 @@ COMPILE = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Deprec
 
 @cache
 def typed(*symbols):
-    """Values of the default model with members on, and what they need; None where they exclude one another."""
+    """Values of the default model with members on, and what they need; None where they exclude one another.
+
+    A case may be several words, and a word SYMBOL=n.
+    """
     tree, asked = kconf.load(), {}
-    for symbol in (s for s in symbols if s not in PLANTED):
+    for word in (w for case in symbols for w in case.split() if w not in PLANTED):
+        symbol, _, off = word.partition("=")
         base = [kconf.parse("test", enumerate(lines(asked), 1), "test")]
-        needs = kconf.remedy(tree, base, kconf.Request(symbol, "y", "test"))
+        needs = kconf.remedy(tree, base, kconf.Request(symbol, off or "y", "test"))
         if needs is None:
             return None
-        asked |= {r.name: r.text == "y" for r in needs} | {symbol: True}
+        asked |= {r.name: r.text == "y" for r in needs} | {symbol: not off}
     try:
         return values(**asked) | (PLANTED if set(symbols) & set(PLANTED) else {})
     except kconf.ConfigError:  # what one needs excludes another
@@ -79,10 +83,25 @@ def subsets():
     return [c for c in cases if typed(*c) is not None and all(typed(*c).get(s) is True for s in c)]
 
 
+def variants(symbol):
+    """The member with one choice or bool of its own changed: each alternative that builds."""
+    infos, found = kconf.load().symbols, []
+    for name, value in typed(symbol).items():
+        if name.startswith(f"{symbol}_") and isinstance(value, bool) and not (value and infos[name].choice):
+            case = f"{symbol} {name}{'=n' * value}"
+            try:
+                assemble(typed(case))
+            except ValueError:
+                continue  # the member refuses it, by a rule of its own
+            found.append(case)
+    return found
+
+
 every = pytest.mark.parametrize("symbol", MEMBERS)
+every_variant = pytest.mark.parametrize("symbol", MEMBERS + [v for s in MEMBERS for v in variants(s)])
 
 
-@every
+@every_variant
 def test_a_changed_suffix_leaves_earlier_logits_equal(symbol):
     net, x = make(symbol), tokens(2, T)
     full = net(x).logits
@@ -93,7 +112,7 @@ def test_a_changed_suffix_leaves_earlier_logits_equal(symbol):
         assert not torch.equal(got[:, cut:], full[:, cut:])
 
 
-@every
+@every_variant
 def test_a_prefix_alone_gives_the_logits_of_the_full_run(symbol):
     net, x = make(symbol), tokens(2, T)
     full = net(x).logits
@@ -112,7 +131,7 @@ def test_forward_is_pure(symbol):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@every
+@every_variant
 def test_every_parameter_lives_within_two_steps(symbol):
     net, x = make(symbol, probe=False), tokens(4, T)
     seen = dict.fromkeys((n for n, _ in net.named_parameters()), False)
@@ -176,7 +195,7 @@ def test_compiled_and_recomputed_equals_eager(symbol):
     torch._dynamo.reset()
 
 
-@every
+@every_variant
 def test_cached_decode_equals_the_full_forward(symbol):
     net, x = make(symbol).eval(), tokens(2, T)
     past = Past(T)
@@ -321,7 +340,7 @@ class Squares(TorchDispatchMode):
         return out
 
 
-@every
+@every_variant
 def test_no_op_forms_a_square_of_the_sequence(symbol):
     long = 257  # above every width and the vocabulary of the test model
     net, x = make(symbol, MODEL_GPT_BLOCK=long), tokens(1, long)
