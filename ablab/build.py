@@ -73,10 +73,7 @@ def settle_system(cfg: RunConfig) -> torch.device:
     if cfg.sys.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for on CUDA
         torch.use_deterministic_algorithms(True)
-    # big blocks stay in the process: mapping and clearing them anew costs 1 to 7 % of a step
-    for option, value in ((MMAP_ABOVE, 32 << 20), (TRIM, 1 << 30)):  # 32 MiB is the most that glibc takes
-        if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-            libc.mallopt(option, value)
+    keep_blocks()
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(cfg.train.seed)
     device = torch.device("cpu") if cfg.sys.device is Device.CPU else torch.device("cuda", 0)
@@ -85,6 +82,13 @@ def settle_system(cfg: RunConfig) -> torch.device:
     half = [torch.bfloat16] if cfg.sys.amp is Amp.BF16 else []
     kernel.settle(device, cfg.sys.attend_chunk, [torch.float32, *half])
     return device
+
+
+def keep_blocks() -> None:
+    """Big blocks stay in the process: mapping and clearing them anew costs 1 to 7 % of a step."""
+    for option, value in ((MMAP_ABOVE, 32 << 20), (TRIM, 1 << 30)):  # 32 MiB is the most that glibc takes
+        if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+            libc.mallopt(option, value)
 
 
 def _settle_cuda(cfg: RunConfig) -> None:
