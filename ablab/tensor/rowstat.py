@@ -109,8 +109,9 @@ def _ratio(a_BHT: Tensor, b_T: Tensor) -> Tensor:
 
 
 def _wide(h: Heads, ctx: Ctx) -> list[Triple]:
+    """Pieces in the type of statistics; a copy of a key that the projector interleaved pays within one pass."""
     wide = precise(h.q_BHTK)
-    return [(q.to(wide), k.to(wide), region) for q, k, region in joined(h, ctx)]
+    return [(q.to(wide), k.to(wide).contiguous(), region) for q, k, region in joined(h, ctx)]
 
 
 def _total(lses: list[Tensor]) -> Tensor:
