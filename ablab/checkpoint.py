@@ -9,7 +9,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,9 @@ def save(
     """
     temporary = place.begin()
     numbers, tensors = random_state()
-    persistent = model.state_dict()
     try:
-        store(temporary.model, persistent, write)
-        store(temporary.optim, dict(_optimizer_state(model, optimizer)), write)
-        store(temporary.state, {n: b for n, b in model.named_buffers() if n not in persistent}, write)
+        for path, content in _files(temporary, model, optimizer):
+            store(path, content, write)
         store(temporary.rank(0), tensors, write)
         temporary.write("state", {**state, "random": numbers}, write=write)
         temporary.seal()
@@ -70,11 +68,26 @@ def load(place: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) 
 
     Raises RunError when it does not fit the model.
     """
-    load_model(place, model)
-    _fill(place.optim, dict(_optimizer_state(model, optimizer)))
+    for path, wanted in _files(place, model, optimizer):
+        _fill(path, wanted)
     state = place.read("state") or {}
     set_random_state(state["random"], load_file(place.rank(0)))
     return state
+
+
+def prove(place: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Read back what `save` has just written: hashes verify and every tensor has the bits that it has in memory.
+
+    Raises RunError after renaming the folder bad-.., so that no attempt goes on from it.
+    """
+    flaw = place.flaw()
+    for path, wanted in () if flaw else _files(place, model, optimizer):
+        found = load_file(path)
+        odd = [n for n in sorted(found.keys() | wanted.keys()) if not _equal(found.get(n), wanted.get(n))]
+        flaw = flaw or (f"{path}: {odd[0]} is not what memory holds" if odd else None)
+    if flaw:
+        place.reject()
+        raise RunError(f"{flaw}; the disk does not keep what is written")
 
 
 def load_model(place: Checkpoint, model: nn.Module) -> None:
@@ -97,13 +110,13 @@ def newest(trial: TrialDir, first: int) -> Checkpoint | None:
     return None
 
 
-def sweep(trial: TrialDir, first: int, keep: int, every: int, best: int | None) -> list[Checkpoint]:
+def sweep(trial: TrialDir, first: int, keep: int, every: int, chosen: Collection[int]) -> list[Checkpoint]:
     """Remove checkpoints without a role, once the newest has been read back; returns those that went.
 
-    Roles: the `keep` newest; steps that are a multiple of `every` (0: none); the step `best`.
+    Roles: the `keep` newest; steps that are a multiple of `every` (0: none); the steps `chosen`.
     """
     saved = trial.saved(first)
-    gone = [c for c in saved[keep:] if c.step != best and not (every and c.step and c.step % every == 0)]
+    gone = [c for c in saved[keep:] if c.step not in chosen and not (every and c.step and c.step % every == 0)]
     if gone and (flaw := saved[0].flaw()):
         raise RunError(f"{flaw}; the disk does not keep what is written")
     for place in gone:
@@ -156,6 +169,22 @@ def _fill(path: Path, wanted: Mapping[str, Tensor]) -> None:
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
     return str(list(tensors[name].shape)) if name in tensors else "absent"
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    """Same shape, dtype and bits; nan equals itself."""
+    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return np.array_equal(_bytes(a), _bytes(b))
+
+
+def _files(
+    place: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[tuple[Path, dict[str, Tensor]], ...]:
+    """(file, its tensors in memory) for all but the random state."""
+    persistent = model.state_dict()
+    buffers = {n: b for n, b in model.named_buffers() if n not in persistent}
+    return (place.model, persistent), (place.optim, dict(_optimizer_state(model, optimizer))), (place.state, buffers)
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterable[tuple[str, Tensor]]:

@@ -65,6 +65,7 @@ class Train:
     ckpt_interval: int
     ckpt_keep: int
     ckpt_best: bool
+    ckpt_top: int
     ckpt_every: int
     stop_patience: int
 

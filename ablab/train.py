@@ -26,7 +26,7 @@ SAY_S = 30.0  # between lines of the log
 SAID = ("train_loss", "val_loss", "learning_rate", "grad_norm", "train/tok_per_sec", "train/mfu")
 VALIDATION = ("val_loss", "val_perplexity", "val_bpb")
 PROBES = (0.0, 0.25, 0.5, 0.75)  # progress at which the applied rate is kept; the last step is the fifth
-STATE = ("step", "evals", "stale", "best", "first_loss", "latest", "probes", "applied", "rowed")
+STATE = ("step", "evals", "stale", "best", "top", "first_loss", "latest", "probes", "applied", "rowed")
 """Attributes of the loop that a checkpoint holds."""
 
 
@@ -55,6 +55,8 @@ class Loop:
         self.step = self.evals = self.stale = 0
         self.best: tuple[float, int] | None = None
         """Lowest val_loss and its step."""
+        self.top: list[list[float]] = []
+        """[val_loss, step] of the best evaluations that have a checkpoint, best first."""
         self.first_loss: float | None = None
         self.latest: dict[str, float] = {}
         """Newest value of each metric."""
@@ -65,6 +67,8 @@ class Loop:
         self.probes: list[tuple[int, float, float]] = []
         self.saved = self.rowed = -1
         """Step of the newest checkpoint and of the newest row."""
+        self.proven = False
+        """The first checkpoint of this attempt has been read back."""
         self.step_ms = array("d")
         self.marks: list[tuple[Any, Any]] = []
         """Begin and end of the steps that `step_ms` still lacks."""
@@ -221,6 +225,8 @@ class Loop:
             self.best, self.stale = (loss, self.step), 0
         else:
             self.stale += 1
+        if self.step and math.isfinite(loss):
+            self.top = sorted([*self.top, [loss, self.step]])[: self.cfg.train.ckpt_top]
 
     def row(self, evaluated: bool, last: bool) -> None:
         """Write what happened since the last row.  Raises DivergedError."""
@@ -282,7 +288,7 @@ class Loop:
     def _saves(self, evaluates: bool) -> bool:
         t = self.cfg.train
         every = any(n and self.step % n == 0 for n in (t.ckpt_interval, t.ckpt_every))
-        return every or (evaluates and t.ckpt_best)
+        return every or (evaluates and (t.ckpt_best or t.ckpt_top > 0))
 
     def save(self) -> None:
         """Save here unless that has been done.  Raises DivergedError rather than keep what follows a bad step."""
@@ -298,6 +304,10 @@ class Loop:
         state |= {"clocks": dict(self.clocks.spent), "coupling": self.coupling.state()}
         self.rows.sync()  # a checkpoint never knows of rows that a crash can take
         a.patiently(lambda: checkpoint.save(place, model, optimizer, state, a.guard))
+        if not self.proven:
+            a.moved()
+            checkpoint.prove(place, model, optimizer)
+            self.proven = True
         self.saved = self.step
         a.moved()
         self.clocks.to("other")
@@ -306,8 +316,8 @@ class Loop:
         """Let checkpoints go that have no role."""
         t = self.cfg.train
         self.clocks.to("checkpoint")
-        best = self.best[1] if t.ckpt_best and self.best else None
-        checkpoint.sweep(self.attempt.trial, self.attempt.lease["first"], t.ckpt_keep, t.ckpt_every, best)
+        chosen = {step for _, step in self.top} | ({self.best[1]} if t.ckpt_best and self.best else set())
+        checkpoint.sweep(self.attempt.trial, self.attempt.lease["first"], t.ckpt_keep, t.ckpt_every, chosen)
         self.clocks.to("other")
 
     def restore(self, place: rundir.Checkpoint) -> None:

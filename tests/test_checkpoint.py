@@ -167,6 +167,31 @@ def test_another_model_is_named_not_loaded(trial):
         checkpoint.load(place, other.model, other.optimizer)
 
 
+def test_a_checkpoint_is_read_back_against_memory(trial):
+    b = trained(trial)
+    checkpoint.prove(put(trial, 1, b), b.model, b.optimizer)
+    with torch.no_grad():
+        next(b.model.parameters())[0, 0] = torch.nan
+    checkpoint.prove(put(trial, 2, b), b.model, b.optimizer)
+    assert steps(trial) == [1, 2]
+
+
+def test_a_disk_that_keeps_other_bytes_is_caught(trial):
+    left = [5]
+
+    def write(fd, data):
+        left[0] -= 1
+        data = bytes(data)
+        return os.write(fd, data[:-1] + bytes([data[-1] ^ 1]) if left[0] == 0 else data)
+
+    b = trained(trial)
+    place = put(trial, 1, b, write=write)
+    assert place.flaw() is None  # its hashes are those of what was written
+    with pytest.raises(RunError, match="is not what memory holds; the disk does not keep"):
+        checkpoint.prove(place, b.model, b.optimizer)
+    assert steps(trial) == [] and list(trial.checkpoints.glob("bad-*"))
+
+
 def steps(trial):
     return sorted(c.step for c in trial.saved())
 
@@ -175,10 +200,10 @@ def test_roles_decide_what_is_kept(trial):
     b = trained(trial)
     for step in (10, 20, 30, 40, 50):
         put(trial, step, b)
-    gone = checkpoint.sweep(trial, 1, keep=2, every=0, best=20)
+    gone = checkpoint.sweep(trial, 1, keep=2, every=0, chosen={20})
     assert sorted(c.step for c in gone) == [10, 30] and steps(trial) == [20, 40, 50]
     put(trial, 60, b)
-    checkpoint.sweep(trial, 1, keep=1, every=25, best=None)
+    checkpoint.sweep(trial, 1, keep=1, every=25, chosen=())
     assert steps(trial) == [50, 60]
 
 
@@ -188,5 +213,5 @@ def test_nothing_goes_before_the_newest_verifies(trial):
         put(trial, step, b)
     os.truncate(trial.checkpoint(2, 1).model, 10)
     with pytest.raises(RunError, match="is not what was vouched for"):
-        checkpoint.sweep(trial, 1, keep=1, every=0, best=None)
+        checkpoint.sweep(trial, 1, keep=1, every=0, chosen=())
     assert steps(trial) == [1, 2]

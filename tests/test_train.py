@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import time
 from itertools import count, pairwise
@@ -261,6 +262,35 @@ def test_checkpoints_are_kept_by_role(tmp_path):
     best = done(tmp_path, 'CONFIG_TRAIN_CKPT_BEST=y\nCONFIG_TRAIN_CKPT_KEEP=1\nCONFIG_OPT_LR="0.3"\n', name="best")
     at = best.summary()["best"]["val_loss"]["step"]
     assert sorted({20, at} - {0}) == sorted(c.step for c in best.saved())
+
+
+def test_the_best_so_many_are_kept(tmp_path):
+    extra = "CONFIG_TRAIN_CKPT_TOP=4\nCONFIG_TRAIN_CKPT_KEEP=1\nCONFIG_TRAIN_CKPT_INTERVAL=0\nCONFIG_EVAL_INTERVAL=2\n"
+    trial = done(tmp_path, extra + 'CONFIG_SCHED_CONSTANT=y\nCONFIG_OPT_LR="0.05"\n')
+    losses = {step: loss for step, loss in points(trial, "val_loss").items() if step}
+    top = sorted(losses, key=losses.get)[:4]
+    assert min(top) < 14 and sorted({*top, 20}) == sorted(c.step for c in trial.saved())
+
+
+def test_the_first_checkpoint_of_an_attempt_is_read_back(tmp_path):
+    def watched():
+        real = checkpoint.prove
+        checkpoint.prove = lambda place, *rest: print("proven", place.step) or real(place, *rest)
+
+    _, attempt, code = run(tmp_path, before=watched)
+    assert code == 0 and re.findall("proven.*", attempt.log.read_text()) == ["proven 5"]
+
+    def lying():
+        real = checkpoint.store
+
+        def store(path, tensors, write=os.write):
+            real(path, {n: t + 1 if n == "ln_f.bias" else t for n, t in tensors.items()}, write)
+
+        checkpoint.store = store
+
+    trial, attempt, code = run(tmp_path, before=lying, name="lying")
+    assert code == 1 and "ln_f.bias is not what memory holds" in attempt.read("exit")["message"]
+    assert trial.saved() == []
 
 
 # ends

@@ -7,6 +7,7 @@ the children that it started or adopted: it forwards stops to them and ends thos
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -26,7 +27,7 @@ from ablab.rundir import Campaign, DiskFullError, RunError, TrialDir, patiently
 TICK_S = 0.2
 LOOK_S = 1.0  # between looks at heartbeats and at the trials of other runners
 COMPILE_S = 1800  # a compilation reports no progress
-KEEP = "CONFIG_TRAIN_CKPT_KEEP="
+KEPT = re.compile("^CONFIG_TRAIN_CKPT_(?:KEEP|TOP|BEST)=([0-9]+|y)$", re.MULTILINE)
 LOG_BYTES = 4 << 20  # of one trial: log, rows, telemetry
 BAD = (TrialState.FAILED, TrialState.DIVERGED, TrialState.OOM, TrialState.REFUSED, TrialState.DEAD)
 End = tuple[TrialState, str | None, str]
@@ -358,8 +359,8 @@ class Runner:
 
     def disk_bytes(self, trial: TrialDir) -> int:
         """What a trial may write: the checkpoints that it keeps and one more, each as the largest, and logs."""
-        keep = next(ln for ln in trial.config.read_text().splitlines() if ln.startswith(KEEP))
-        return LOG_BYTES + (int(keep.removeprefix(KEEP)) + 1) * self.checkpoint_bytes
+        kept = sum(1 if n == "y" else int(n) for n in KEPT.findall(trial.config.read_text()))
+        return LOG_BYTES + (kept + 1) * self.checkpoint_bytes
 
     def settle(self, trial: TrialDir, number: int, lease: int, run: _Running | None = None) -> None:
         """Move a trial whose process is gone to the state that its files and its exit code tell."""

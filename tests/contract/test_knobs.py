@@ -129,6 +129,7 @@ def flips() -> list[str]:
         "TRAIN_LOG_STEPS": "5",
         "TRAIN_CKPT_INTERVAL": "3",
         "TRAIN_CKPT_KEEP": "1",
+        "TRAIN_CKPT_TOP": "3",
         "TRAIN_CKPT_EVERY": "2",
         "SYS_THREADS": "2",
         "SYS_WARMUP_STEPS": "0",
