@@ -241,10 +241,11 @@ def _(v: Vars) -> int:
 @verb("plan", takes=PLAN, symbols=True)
 def _(v: Vars) -> int:
     """What would run and why, without running it."""
-    from ablab import plan
+    from ablab import plan, run
 
     todo = planned(v)
-    return show(v, plan.listing(todo), plan.as_json(todo))
+    found, lines = run.expected(todo, options(v))
+    return show(v, plan.listing(todo, lines), plan.as_json(todo) | {"forecast": found})
 
 
 @verb("check", takes=f"{PLAN} STEP STUDY", symbols=True, streams=True)

@@ -8,7 +8,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Case:
     title: str
     values: Mapping[str, Any]
     where: Mapping[str, str]
+    group: str = ""
     params: int | None = None
     fingerprint: str = ""
     seconds: float = 0.0
@@ -54,7 +55,8 @@ class Case:
 def main(folder: str) -> int:
     """Do what folder/plan.json asks for, write folder/verdict.json; 0 if all is well, 1 if not, 2 for a bad plan.
 
-    Mode `data` prepares data, `forecast` prints time and memory, `check` is the dry run.
+    Mode `data` prepares data, `forecast` reads it if it is there, `check` is the dry run; for the groups that the plan
+    lists under `forecast` each also says what time and memory they need.
     """
     torch.set_num_threads(1)
     plan = json.loads((Path(folder) / "plan.json").read_text())
@@ -63,10 +65,7 @@ def main(folder: str) -> int:
     except ValueError as error:
         print(error)
         return 2
-    if plan["mode"] == "forecast":
-        print(forecast.table((c.ids[0], len(c.ids), config.load(c.values, c.where)) for c in cases))
-        return 0
-    sets, failures = _data(cases)
+    sets, failures = _data(cases) if plan["mode"] != "forecast" else ({}, [])
     if plan["mode"] == "check":
         for case in cases:
             run(case, sets.get(_data_key(case)))
@@ -78,7 +77,10 @@ def main(folder: str) -> int:
         print(UNCOVERED)
     print(*failures, sep="\n", end="\n" if failures else "")
     ok = not failures and not any(c.stage for c in cases)
-    write_bytes(Path(folder) / "verdict.json", json.dumps(_verdict(plan["mode"], cases, sets, ok)).encode())
+    made = {c.group: asdict(f) for c in cases if c.group in plan.get("forecast", ()) and (f := _forecast(c))}
+    ok &= plan["mode"] != "forecast" or len(made) == len(cases)
+    verdict = _verdict(plan["mode"], cases, sets, ok) | {"forecast": made}
+    write_bytes(Path(folder) / "verdict.json", json.dumps(verdict).encode())
     return 0 if ok else 1
 
 
@@ -88,9 +90,20 @@ def _cases(trials: list[dict[str, Any]]) -> list[Case]:
     for trial in trials:
         settled = kconf.settle(kconf.load(), [kconf.lex(Path(trial["id"]), text=trial["config"])])
         key = kconf.group(settled.values)
-        case = found.setdefault(key, Case([], trial["title"], settled.values, settled.where))
+        case = found.setdefault(key, Case([], trial["title"], settled.values, settled.where, group=key))
         case.ids.append(trial["id"])
     return list(found.values())
+
+
+def _forecast(case: Case) -> forecast.Forecast | None:
+    """What a case will need; None for one that failed, and where a member lets none be made."""
+    if case.stage:
+        return None
+    try:
+        return forecast.here(config.load(case.values, case.where))
+    except Exception as error:  # a member may fail in any way; a trial runs without a forecast all the same
+        print(f"{case.ids[0]}: no forecast: {type(error).__name__}: {error}")
+        return None
 
 
 # data

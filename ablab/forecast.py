@@ -3,7 +3,6 @@
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -133,33 +132,15 @@ def total_steps(cfg: RunConfig, tokens: int, samples: int | None) -> int | None:
     return t.steps
 
 
-def table(cases: Iterable[tuple[str, int, RunConfig]]) -> str:
-    """The forecasts of (name, seeds, configuration), as `make estimate` prints them."""
-    lines, total = [], [0.0, 0.0, 0.0]
-    for name, seeds, cfg in cases:
-        device = torch.device("cuda" if cfg.sys.device is Device.CUDA and torch.cuda.is_available() else "cpu")
-        known = device.type == "cuda" or cfg.sys.device is Device.CPU
-        try:
-            vocab = cfg.data.manifest()["tokenizer"]["vocab"]
-            samples = cfg.data.samples("train", cfg.model.config.block)
-        except DataError:  # sizes are known without it, and a forecast comes before the download
-            vocab = samples = None
-        if known and device.type == "cpu":
-            torch.set_num_threads(cfg.sys.threads)
-        rate = peak(cfg, device) if known else None
-        found = forecast(cfg, vocab, samples, rate)
-        memory = " / ".join(f"{gib:.2f}" for gib in found.mem_gib)
-        items = ", ".join(f"{k} {n / GIB:.2f}" for k, n in sorted(found.items.items(), key=lambda i: -i[1])[:3])
-        span = _span(found.hours) if found.hours else "unknown"
-        lines.append(f"{name} x {seeds}: memory {memory} GiB ({items}); time {span}; {found.steps or '?'} steps")
-        total = [a + seeds * b for a, b in zip(total, found.hours or (0, 0, 0), strict=True)]
-    lines.append(f"all, one after another: {_span(total)}")
-    lines.append("low / likely / high; weights, gradients and optimizer are exact, the rest is estimated")
-    return "\n".join(lines)
-
-
-def _span(hours: Iterable[float]) -> str:
-    """Low / likely / high in the unit that suits them."""
-    hours = tuple(hours)
-    factor, unit = (60, "min") if max(hours) < 2 else (1, "h")
-    return " / ".join(f"{factor * h:.1f}" for h in hours) + f" {unit}"
+def here(cfg: RunConfig) -> Forecast:
+    """The forecast of a resolved configuration on this machine."""
+    device = torch.device("cuda" if cfg.sys.device is Device.CUDA and torch.cuda.is_available() else "cpu")
+    known = device.type == "cuda" or cfg.sys.device is Device.CPU
+    try:
+        vocab = cfg.data.manifest()["tokenizer"]["vocab"]
+        samples = cfg.data.samples("train", cfg.model.config.block)
+    except DataError:  # sizes are known without it, and a forecast comes before the download
+        vocab = samples = None
+    if known and device.type == "cpu":
+        torch.set_num_threads(cfg.sys.threads)
+    return forecast(cfg, vocab, samples, peak(cfg, device) if known else None)

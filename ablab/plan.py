@@ -117,8 +117,8 @@ class Plan:
     """Factor -> number of levels, slowest first."""
     variables: dict[str, str]
     """Those of the make line that act on the plan."""
-    autos: dict[str, str]
-    """CONFIG_X=v -> why."""
+    autos: tuple[dict[str, str], ...]
+    """{asked, symbol, value, why}: the symbol that left it to the machine, and what stands in for it."""
     changes: tuple[str, ...]
     """How the base differs from the study's base, without a study from the defaults."""
     as_written: bool
@@ -212,7 +212,7 @@ class _Expander:
             contrasts=self._contrasts(trials, as_written, groups),
             factors={k: n for k, n in factors if n},
             variables=self.variables,
-            autos={f"CONFIG_{r.name}={r.text}": r.where for _, _, r in autos},
+            autos=tuple({"asked": s, "symbol": r.name, "value": r.text, "why": r.where} for s, _, r in autos),
             changes=changes,
             as_written=as_written,
             hash=_sha(json.dumps(content, sort_keys=True)),
@@ -642,8 +642,8 @@ def power(plan: Plan) -> list[str]:
 # Text and files
 
 
-def listing(plan: Plan) -> str:
-    """What `make plan` prints."""
+def listing(plan: Plan, forecast: Iterable[str] = ()) -> str:
+    """What `make plan` prints, with these lines about time and memory."""
     trials, s = plan.trials, plan.study
     why = {"ablation": "the study has steps", "matrix": "something is swept", "single": "nothing is swept"}
     total, gaps = math.prod(plan.factors.values()), len(plan.skipped) * plan.factors.get("seeds", 1)
@@ -664,7 +664,8 @@ def listing(plan: Plan) -> str:
     facts += [("superseded", line) for line in plan.base.superseded]
     facts += [("batch", line) for line in dict.fromkeys(_batch(t.values) for t in trials)]
     facts += [("budget", line) for line in dict.fromkeys(_budget(t.values) for t in trials)]
-    facts += [("auto", f"{name} ({reason})") for name, reason in plan.autos.items()]
+    facts += [("auto", f"CONFIG_{a['symbol']}={a['value']} ({a['why']})") for a in plan.autos]
+    facts += [("forecast", line) for line in forecast]
     facts += [("width", line) for line in dict.fromkeys(w for t in trials for w in _widths(t.values))]
     facts += [("skip", f"{arm_text(None, axes)}: {reason}") for axes, reason in plan.skipped]
     facts += [("contrast", f"{left} - {right}") for left, right in plan.contrasts]
@@ -720,7 +721,7 @@ def frozen(
     executor: str = "local",
     forecast: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The content of campaign.json; `forecast` has mem_gib and hours for each trial id."""
+    """The content of campaign.json; `forecast` has mem_gib and hours for each trial group."""
     s, settings = plan.study, plan.settings
     retries = ("preempted", "interrupted", "dead", "failed", "diverged", "oom")
     lines = [(layer.name, "\n".join(f"{r.name}={r.text}" for r in layer.requests)) for layer in plan.layers]
@@ -734,11 +735,11 @@ def frozen(
         "study": {"name": s.name, "text": s.text, "sha256": _sha(s.text)} if s else None,
         "base": {"layers": layers, "config": plan.base.config(), "origins": origins},
         "make_vars": plan.variables,
-        "trials": [record(t, (forecast or {}).get(t.id)) for t in plan.trials],
+        "trials": [record(t, (forecast or {}).get(t.group)) for t in plan.trials],
         "skipped": [{"axes": axes, "reason": reason} for axes, reason in plan.skipped],
         "contrasts": [list(pair) for pair in plan.contrasts],
         "registration": registration(plan),
-        "auto": plan.autos,
+        "auto": {f"CONFIG_{a['symbol']}={a['value']}": a["why"] for a in plan.autos},
         "policy": {
             "keep_going": settings.keep_going,
             "retries": {r: getattr(settings, f"retry_{r}") for r in retries},
@@ -750,6 +751,13 @@ def frozen(
         "check": dict(check),
         "executor": executor,
     }
+
+
+def evidence(plan: Plan, machine: Machine) -> dict[str, Any]:
+    """The content of auto.json: what stands in for each auto, why, and the machine that it was found on."""
+    devices = [f"{d.name} {d.uuid}, {d.memory_bytes >> 20} MiB" for d in machine.devices]
+    facts = {"cpu": machine.cpu, "cores": len(machine.cores), "memory_bytes": machine.memory_bytes}
+    return {"machine": facts | {"devices": devices}, "chosen": list(plan.autos)}
 
 
 def record(trial: Trial, forecast: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 """The files of results/: the only place that knows their names and schemas, and how they are written.
 
     results/.lock                         held while a campaign is looked for and created
+    results/.forecast.json                what earlier forecasts said, for `make plan`
     results/<campaign>/                   Campaign
       campaign.json auto.json amend-001.json status.json journal.jsonl journal.lock forecast.jsonl reserve.bin
       control/stop  mirror/  report/
@@ -50,7 +51,7 @@ PARTS = ("control", "mirror", "report", "trials")  # folders of a campaign
 _CODE = "code{commit? dirty:b patch:h? tree:h}"
 _TRIAL = (
     "trials[{id hash:h group:h step? title axes{:a} seed:i overrides[] superseded[]"
-    " resources{gpus:i cpus:i mem_gib:f} forecast?{mem_gib[:f] hours[:f]}}]"
+    " resources{gpus:i cpus:i mem_gib:f} forecast?{mem_gib[:f] hours?[:f]}}]"
 )
 SCHEMAS = {
     "campaign": "name created kind plan:h study?{name text sha256:h} base{layers[{origin sha256:h}] config}"
@@ -72,13 +73,15 @@ SCHEMAS = {
     " best{*{value:f step:i}} used{steps:i tokens:i train_s:f startup_s:f compile_s:f warmup_s:f eval_s:f"
     " checkpoint_s:f data_s:f other_s:f total_s:f} perf{tok_per_s:f step_ms_p50:f step_ms_p95:f mfu:f?"
     " peak_mem_bytes:i epoch_s_mean:f?} model{params:i trainable:i fingerprint:h}"
-    " contracts[{name ok:b expected:a measured:a}] forecast?{mem_gib[:f] hours[:f] actual[:f]}",
+    " contracts[{name ok:b expected:a measured:a}] forecast?{mem_gib[:f] hours?[:f] actual[:f]}",
     "exit": "state class? code:i message traceback? step:i",
     "done": "trial:h attempt:i lease:i campaign:h files{*{sha256:h bytes:i}}",
     "checkpoint": "step:i attempt:i files{*{sha256:h bytes:i}}",
     "metrics": "trial attempt:i resumed_at_step:i",
     **dict.fromkeys(("telemetry", "contracts"), "trial attempt:i"),
-    **dict.fromkeys(("auto", "built", "state", "forecast", "journal"), ""),
+    "forecasts": "tree:h machine made{*{mem_gib[:f] hours?[:f] items{:i} steps:i?}}",
+    "auto": "machine{cpu cores:i memory_bytes:i devices[]} chosen[{asked symbol value why}]",
+    **dict.fromkeys(("built", "state", "forecast", "journal"), ""),
 }
 _PLAIN: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "s": ("a text", lambda v: isinstance(v, str)),
@@ -355,11 +358,12 @@ class Campaign(_Folder):
         content: Mapping[str, Any],
         configs: Mapping[str, str] | None = None,
         numbered: bool = False,
+        auto: Mapping[str, Any] | None = None,
     ) -> "Campaign":
         """Make the folder and freeze the plan in it; campaign.json comes last and makes it a campaign.
 
-        `configs` maps every trial folder to its resolved `.config`.  A name that is taken is a RunError, or
-        gets .2, .3, .. if `numbered`.  Nothing is created when name or content do not fit.
+        `configs` maps every trial folder to its resolved `.config`, `auto` is what auto.json holds.  A name that is
+        taken is a RunError, or gets .2, .3, .. if `numbered`.  Nothing is created when name or content do not fit.
         """
         check("campaign", {**content, "name": checked(name)}, results / name)
         folders = [folder_of(t) for t in content["trials"]]
@@ -378,6 +382,8 @@ class Campaign(_Folder):
             (path / part).mkdir()
         campaign.reserve.write_bytes(bytes(RESERVE_BYTES))
         campaign._add(dict.fromkeys(folders, "") if configs is None else configs, folders)
+        if auto is not None:
+            campaign.write("auto", auto)
         campaign.write("campaign", {**content, "name": path.name})
         return campaign
 
@@ -467,6 +473,18 @@ class Campaign(_Folder):
             sync(path / "config")
             sync(path)
         sync(self.path / "trials")
+
+
+def forecasts(results: Path) -> Path:
+    """Where forecasts are kept from one plan to the next."""
+    return results / ".forecast.json"
+
+
+def scores(results: Path) -> Iterator[dict[str, Any]]:
+    """Forecast and actual of every trial that finished below a results folder; damaged lines are left out."""
+    for path in sorted(results.glob("*/forecast.jsonl")):
+        with contextlib.suppress(RunError):
+            yield from (row for row in lines(path, "forecast") if "actual" in row)
 
 
 def folder_of(record: Mapping[str, Any]) -> str:

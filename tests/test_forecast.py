@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Forecasts: exact where they say so, inside their band where not, None where nothing is known."""
 
-import math
-
 import pytest
 import torch
 
@@ -92,9 +90,9 @@ def test_a_cpu_is_measured(tmp_path):
     assert 1e8 < forecast.peak(load(tmp_path), CPU) < 1e14
 
 
-def test_the_table_has_a_line_for_each_configuration(tmp_path):
-    cfg = load(tmp_path)
+def test_a_forecast_here_uses_the_data_once_it_is_there(tmp_path):
+    cfg = load(tmp_path, "CONFIG_TRAIN_BUDGET_EPOCHS=y\nCONFIG_TRAIN_EPOCHS=2\n")
+    before = forecast.here(cfg)
+    assert before.steps is None and before.hours is None and before.mem_gib[0] > 0
     cfg.data.prepare()
-    lines = forecast.table([("a-s1", 2, cfg), ("b-s1", 1, cfg)]).splitlines()
-    assert [line.split(":")[0] for line in lines[:2]] == ["a-s1 x 2", "b-s1 x 1"] and "20 steps" in lines[0]
-    assert "low / likely / high" in lines[-1] and math.isfinite(float(lines[-2].split(": ")[1].split(" / ")[0]))
+    assert forecast.here(cfg).steps == 281 and forecast.here(cfg).hours[0] > 0

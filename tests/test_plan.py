@@ -406,13 +406,14 @@ def test_an_equal_flaw_of_many_trials_is_one_line():
 
 def test_autos_on_a_cpu():
     p = expand("demo", cores=4)
-    assert p.autos.keys() == {
-        "CONFIG_SYS_DEVICE_CPU=y",
-        "CONFIG_SYS_COMPILE_OFF=y",
-        "CONFIG_SYS_AMP_OFF=y",
-        "CONFIG_SYS_THREADS=2",
-        "CONFIG_TRAIN_BATCH_MICRO=12",
+    assert {(a["asked"], a["symbol"], a["value"]) for a in p.autos} == {
+        ("SYS_DEVICE_AUTO", "SYS_DEVICE_CPU", "y"),
+        ("SYS_COMPILE_AUTO", "SYS_COMPILE_OFF", "y"),
+        ("SYS_AMP_AUTO", "SYS_AMP_OFF", "y"),
+        ("SYS_THREADS", "SYS_THREADS", "2"),
+        ("TRAIN_BATCH_MICRO", "TRAIN_BATCH_MICRO", "12"),
     }
+    assert {"no GPU", "4 cores, 2 at once"} < {a["why"] for a in p.autos}
     assert all("AUTO=y" not in t.config for t in p.trials)
     assert p.trials[0].overrides == ()
 
@@ -435,7 +436,7 @@ def test_the_auto_micro_batch_is_the_largest_that_divides_all(batches, micro):
 def test_an_auto_leaves_alone_what_is_set(project):
     p = expand_in(project, "criteria", gpus=0)
     assert all(t.values["SYS_COMPILE_ON"] for t in p.trials)
-    assert "CONFIG_SYS_COMPILE_OFF=y" not in p.autos
+    assert "SYS_COMPILE_AUTO" not in {a["asked"] for a in p.autos}
 
 
 # Identity
@@ -518,7 +519,7 @@ def test_the_frozen_plan_is_a_valid_campaign(tmp_path, name):
 
 def test_the_forecast_goes_into_the_records():
     p = expand()
-    record = frozen(p, forecast={"base-s1337": {"mem_gib": [1.0, 2.0, 3.0], "hours": [1.0]}})["trials"][0]
+    record = frozen(p, forecast={p.trials[0].group: {"mem_gib": [1.0, 2.0, 3.0], "hours": [1.0]}})["trials"][0]
     assert record["resources"] == {"gpus": 0, "cpus": 2, "mem_gib": 3.0}
 
 

@@ -15,7 +15,7 @@ from ablab import kconf, machine, provenance
 from ablab import plan as planning
 from ablab.journal import RERUN, Journal, TrialState
 from ablab.plan import Plan, Trial
-from ablab.run import _display, local
+from ablab.run import _display, _forecast, local
 from ablab.run.queue import BAD, LOG_BYTES, Options, Runner, Stop, child_of, counts, result_line, runner_alive
 from ablab.rundir import Campaign, RunError, alone, campaigns, checked, write_bytes
 
@@ -23,6 +23,7 @@ __all__ = [
     "Options",
     "amend",
     "check",
+    "expected",
     "find_current",
     "finished",
     "forecast",
@@ -50,12 +51,16 @@ def start(plan: Plan, options: Options) -> int:
         if not finished(found):
             print(f"continues {found.name}")
         return resume(found, options)
-    print(_head(plan), flush=True)
+    made = _forecast.known(results)
+    told = _forecast.of(plan, made, results)
+    print(_head(plan, _forecast.lines(told, len(plan.trials))), flush=True)
     _ask(plan, options)
     with Stop() as stop:
         server = _server(plan.base.config(), [t.overrides for t in plan.trials], options)
         server.start()  # it loads torch while we go on
-        code, verdict = _check(server, plan.trials, "check" if options.check else "data", options, stop)
+        mode, wanted = "check" if options.check else "data", {t.group for t in plan.trials} - made.keys()
+        code, verdict = _check(server, plan.trials, mode, options, stop, wanted)
+        made = _forecast.keep(results, verdict.get("forecast", {}))
         if code:
             print(f"nothing was started\nRESULT: exit={code}", flush=True)
             return code
@@ -67,7 +72,10 @@ def start(plan: Plan, options: Options) -> int:
             code=provenance.code(),
             data=verdict["data"],
             check=verdict["check"],
+            forecast=made,
         )
+        if wanted and made:
+            print("forecast", *_forecast.lines(_forecast.of(plan, made, results), len(plan.trials)), sep="  ")
         # weights and two moments in fp32: what a checkpoint of the largest trial may take
         size = max([12 * (t["params"] or 0) for t in verdict.get("trials", ())], default=0)
         content["policy"] |= {"jobs": plan.settings.jobs, "checkpoint_bytes": size}
@@ -75,7 +83,8 @@ def start(plan: Plan, options: Options) -> int:
         configs = {trial.folder: trial.config for trial in plan.trials}
         with alone(results):  # another start of this plan may have been faster
             found = None if options.new else find_current(results, plan, options.name)
-            campaign = found or Campaign.create(results, name, content, configs, numbered=options.name is None)
+            auto = planning.evidence(plan, machine.inventory())
+            campaign = found or Campaign.create(results, name, content, configs, options.name is None, auto)
         runner = Runner(campaign, options, stop, server)
         if found:
             print(f"continues {found.name}")
@@ -85,19 +94,33 @@ def start(plan: Plan, options: Options) -> int:
     return runner.conclude()
 
 
-def check(plan: Plan, options: Options, step: str | None = None, mode: str = "check") -> int:
+def check(plan: Plan, options: Options, step: str | None = None) -> int:
     """Dry-run the trials of a plan, or of one step of it; returns 0 if all pass.  Raises RunError."""
     trials = [t for t in plan.trials if step in (None, t.step, t.id)]
     if not trials:
         known = " ".join(dict.fromkeys(t.step or t.id for t in plan.trials))
         raise RunError(f"STEP={step}: not in {plan.name}; steps: {known}")
     with Stop() as stop:
-        return _check(local.Server(options.preload), trials, mode, options, stop)[0]
+        return _check(local.Server(options.preload), trials, "check", options, stop)[0]
 
 
 def forecast(plan: Plan, options: Options) -> int:
-    """Print time and memory that a plan needs, before it is started."""
-    return check(plan, options, mode="forecast")
+    """Print time and memory that a plan needs, before it is started, and keep them for `make plan`."""
+    with Stop() as stop:
+        groups = {t.group for t in plan.trials}
+        code, verdict = _check(local.Server(options.preload), plan.trials, "forecast", options, stop, groups)
+    results, made = _folder(plan, options), verdict.get("forecast", {})
+    _forecast.keep(results, made)
+    whole = _forecast.lines(_forecast.of(plan, made, results), len(plan.trials))
+    print(_forecast.table(plan, made), *whole, sep="\n", flush=True)
+    return code
+
+
+def expected(plan: Plan, options: Options) -> tuple[dict[str, Any], list[str]]:
+    """What is known of the time and memory of a plan without loading torch: as data, and as lines of text."""
+    results = _folder(plan, options)
+    found = _forecast.of(plan, _forecast.known(results), results)
+    return found, _forecast.lines(found, len(plan.trials))
 
 
 def resume(campaign: Campaign, options: Options) -> int:
@@ -216,7 +239,8 @@ def amend(campaign: Campaign, seeds: str) -> str:
         content = {**campaign.content, "trials": [*campaign.records().values()]}
         trials = planning.amended(content, int(seeds))
         payload = {"created": _now(), "reason": f"{seeds} further seeds"}
-        payload["trials"] = [planning.record(t) for t in trials]
+        made = {t["group"]: t["forecast"] for t in content["trials"]}
+        payload["trials"] = [planning.record(t, made.get(t.group)) for t in trials]
         campaign.amend(payload, {t.folder: t.config for t in trials})
     journal.note("amend", payload["reason"])
     return f"{campaign.name}: {len(trials)} trials added; make continue CAMPAIGN={campaign.name} runs them"
@@ -255,9 +279,13 @@ def _server_of(campaign: Campaign, options: Options) -> local.Server:
     return _server(campaign.content["base"]["config"], overrides, options)
 
 
+def _folder(plan: Plan, options: Options) -> Path:
+    return kconf.ROOT / (options.results or plan.settings.results)
+
+
 def _results(plan: Plan, options: Options) -> Path:
     """The results folder, made and proven writable.  Raises RunError."""
-    results = kconf.ROOT / (options.results or plan.settings.results)
+    results = _folder(plan, options)
     try:
         results.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=results).close()
@@ -277,12 +305,12 @@ def _check_disk(results: Path, plan: Plan, checkpoint_bytes: int) -> None:
         raise RunError(f"{text}; make room, lower TRAIN_CKPT_KEEP, or choose another folder with O=")
 
 
-def _head(plan: Plan) -> str:
+def _head(plan: Plan, forecast: Iterable[str]) -> str:
     """The listing, the machine, the versions, and what differs from the defaults."""
     here, found = machine.inventory(), provenance.software()
     gpus = ", ".join(d.name for d in here.devices) or "no GPU"
     changed = [line for line in plan.base.minimal().splitlines() if "CONFIG_" in line]
-    lines = [planning.listing(plan).rstrip("\n"), ""]
+    lines = [planning.listing(plan, forecast).rstrip("\n"), ""]
     lines.append(f"machine     {here.cpu}, {len(here.cores)} cores, {gpus}")
     lines.append(f"versions    python {found['python']}, torch {found['torch']}, kernel {found['kernel']}")
     return "\n".join([*lines, *(f"not default {line}" for line in changed), ""])
@@ -302,13 +330,19 @@ def _ask(plan: Plan, options: Options) -> None:
 
 
 def _check(
-    server: local.Server, trials: Sequence[Trial], mode: str, options: Options, stop: Stop
+    server: local.Server,
+    trials: Sequence[Trial],
+    mode: str,
+    options: Options,
+    stop: Stop,
+    wanted: Iterable[str] = (),
 ) -> tuple[int, dict[str, Any]]:
-    """Have a child prepare the data and do what `mode` says, repeat what it prints; (exit code, verdict)."""
+    """Have a child do what `mode` says and make the forecasts of these groups, repeat what it prints; (exit code,
+    verdict)."""
     with tempfile.TemporaryDirectory(prefix="ablab-") as name:
         folder, sent = Path(name), False
         listed = [{"id": t.id, "hash": t.hash, "title": t.title, "config": t.config} for t in trials]
-        (folder / "plan.json").write_text(json.dumps({"trials": listed, "mode": mode}))
+        (folder / "plan.json").write_text(json.dumps({"trials": listed, "mode": mode, "forecast": sorted(wanted)}))
         log = folder / "log.txt"
         log.touch()
         child = server.launch(options.checker, name, log=log)

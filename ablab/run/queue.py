@@ -21,13 +21,14 @@ from typing import Any
 
 from ablab import kconf, machine
 from ablab.journal import RERUN, Journal, Replay, TrialState, Watch
-from ablab.run import _display, local
+from ablab.run import _display, _forecast, local
 from ablab.rundir import Campaign, DiskFullError, RunError, TrialDir, patiently
 
 TICK_S = 0.2
 LOOK_S = 1.0  # between looks at heartbeats and at the trials of other runners
 COMPILE_S = 1800  # a compilation reports no progress
 KEPT = re.compile("^CONFIG_TRAIN_CKPT_(?:KEEP|TOP|BEST)=([0-9]+|y)$", re.MULTILINE)
+IDLE = 0.95  # share of a device's memory that is free when nobody uses it
 LOG_BYTES = 4 << 20  # of one trial: log, rows, telemetry
 BAD = (TrialState.FAILED, TrialState.DIVERGED, TrialState.OOM, TrialState.REFUSED, TrialState.DEAD)
 End = tuple[TrialState, str | None, str]
@@ -305,7 +306,7 @@ class Runner:
                 continue
             device = None
             if trial.record["resources"]["gpus"]:
-                device, why = local.lease(self.devices, local.lock_folder(), _memory(trial))
+                device, why = local.lease(self.devices, local.lock_folder(), self.memory(trial))
                 if device is None:
                     self.waits_until = time.monotonic() + self.options.wait_s
                     return self.screen.once(f"waits for a device: {'; '.join(why)}")
@@ -357,6 +358,11 @@ class Runner:
             return "disk", f"{need >> 20} MiB needed, {free >> 20} free in {self.campaign.path}; make room"
         return None
 
+    def memory(self, trial: TrialDir) -> int:
+        """Bytes of device memory that must be free: the high forecast, but no more than an idle device has."""
+        high, most = trial.record["resources"]["mem_gib"] * 2**30, max(d.memory_bytes for d in self.devices)
+        return int(min(high, IDLE * most))
+
     def disk_bytes(self, trial: TrialDir) -> int:
         """What a trial may write: the checkpoints that it keeps and one more, each as the largest, and logs."""
         kept = sum(1 if n == "y" else int(n) for n in KEPT.findall(trial.config.read_text()))
@@ -382,6 +388,8 @@ class Runner:
         }
         if not self.move(trial.name, state, reason, **facts):
             return
+        if state is TrialState.DONE:
+            self.safely(lambda: _forecast.score(trial, number))
         for saved in trial.saved()[:1]:
             self.checkpoint_bytes = max(self.checkpoint_bytes, sum(p.stat().st_size for p in saved.path.iterdir()))
         again = self.journal.replay().entry(trial.name).may_retry(self.policy["retries"])
@@ -442,11 +450,6 @@ def _judge(said: Mapping[str, Any] | None, run: _Running | None) -> End:
     if code is not None and code < 0:
         return TrialState.DEAD, "signal", f"killed by {signal.Signals(-code).name}"
     return TrialState.DEAD, "lost", "gone without exit.json" + ("" if code is None else f", exit code {code}")
-
-
-def _memory(trial: TrialDir) -> int:
-    """Bytes of device memory that must be free: the high forecast, 0 without one."""
-    return int(trial.record["resources"]["mem_gib"] * 2**30)
 
 
 def counts(entries: Replay, names: list[str]) -> dict[str, int]:

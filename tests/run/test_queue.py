@@ -158,9 +158,18 @@ def test_a_gpu_trial_waits_for_a_free_device(tmp_path, monkeypatch, capsys):
     assert "waits for a device: gpu GPU-0: demo r0-s1337" in out
 
 
-def on_gpu(campaign):
+@pytest.mark.parametrize(("mem_gib", "need_gib"), [(0.0, 0.0), (3.0, 3.0), (99.0, 7.6)])
+def test_a_device_that_nobody_uses_is_never_waited_for(tmp_path, mem_gib, need_gib):
+    campaign = on_gpu(drive.make(tmp_path, [{}]), mem_gib)
+    with Stop() as stop:
+        runner = Runner(campaign, drive.options(), stop, local.Server(("tests.run.child",)))
+    runner.devices = (local.machine.Device(kind="cuda", name="gpu", uuid="GPU-0", memory_bytes=8 << 30),)
+    assert runner.memory(campaign.trials()[0]) == int(need_gib * 2**30)
+
+
+def on_gpu(campaign, mem_gib=0.0):
     """The campaign with trials that ask for a GPU."""
-    trials = [{**t, "resources": {"gpus": 1, "cpus": 1, "mem_gib": 0.0}} for t in campaign.content["trials"]]
+    trials = [{**t, "resources": {"gpus": 1, "cpus": 1, "mem_gib": mem_gib}} for t in campaign.content["trials"]]
     campaign.write("campaign", {**campaign.content, "trials": trials})
     return Campaign.open(campaign.path)
 

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""Forecasts outlive the process that makes them, die with the code, and are scored by what really happened."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from ablab import configure, kconf, machine, plan, run, rundir
+from ablab.run import _forecast
+from tests.run import drive
+
+TWO = {"mem_gib": [1.0, 2.0, 3.0], "hours": [0.5, 1.0, 2.0], "items": {"weights": 1 << 29}, "steps": 50}
+
+
+def expand(**variables):
+    return plan.expand(configure.layers(kconf.ROOT, "tiny"), variables, machine.inventory(), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Three configurations, two seeds each."""
+    return expand(SEEDS="2", SWEEP="OPT_LR=1e-3,2e-3,3e-3")
+
+
+def groups(p):
+    return list(dict.fromkeys(t.group for t in p.trials))
+
+
+def test_what_was_forecast_is_known_to_the_next_plan(tiny, tmp_path):
+    one, two, three = groups(tiny)
+    _forecast.keep(tmp_path, {one: TWO})
+    _forecast.keep(tmp_path, {two: TWO})
+    assert _forecast.known(tmp_path) == {one: TWO, two: TWO}
+    found, lines = run.expected(tiny, run.Options(results=tmp_path))
+    assert (found["missing"], found["of"], found["hours"]) == (1, 3, None)
+    assert lines == ["not made for 1 of 3 configurations; make estimate"]
+    _forecast.keep(tmp_path, {three: {**TWO, "mem_gib": [2.0, 3.0, 4.0]}})
+    found, lines = run.expected(tiny, run.Options(results=tmp_path))
+    assert found["hours"] == [3.0, 6.0, 12.0] and found["mem_gib"] == [2.0, 3.0, 4.0]
+    assert lines[0].startswith("time 3.0 / 6.0 / 12.0 h, 6 trials one after another; memory 2.00 / 3.00 / 4.00 GiB")
+    assert f"forecast    {lines[0]}" in plan.listing(tiny, lines)
+
+
+def test_trials_that_run_at_once_share_the_time(tmp_path):
+    p = expand(SEEDS="4", JOBS="2")
+    _forecast.keep(tmp_path, {groups(p)[0]: TWO})
+    found, lines = run.expected(p, run.Options(results=tmp_path))
+    assert found["hours"] == [1.0, 2.0, 4.0] and "4 trials 2 at once" in lines[0]
+
+
+def test_other_code_and_another_machine_know_nothing(tiny, tmp_path, monkeypatch):
+    _forecast.keep(tmp_path, {groups(tiny)[0]: TWO})
+    with monkeypatch.context() as other:
+        other.setattr(_forecast.provenance, "tree", lambda: "0" * 64)
+        assert _forecast.known(tmp_path) == {}
+    with monkeypatch.context() as other:
+        other.setattr(_forecast, "_here", lambda: replace(machine.inventory(), cpu="another"))
+        assert _forecast.known(tmp_path) == {}
+    assert _forecast.known(tmp_path)
+    rundir.forecasts(tmp_path).write_text("{}")
+    assert _forecast.known(tmp_path) == {}
+
+
+def test_a_length_that_data_has_yet_to_tell_is_not_kept(tiny, tmp_path):
+    one = groups(tiny)[0]
+    assert _forecast.keep(tmp_path, {one: {**TWO, "hours": None, "steps": None}}).keys() == {one}
+    assert _forecast.known(tmp_path) == {} and not list(tmp_path.iterdir())
+    _forecast.keep(tmp_path, {one: {**TWO, "hours": None}})  # a device without a known peak
+    assert _forecast.known(tmp_path)[one]["hours"] is None
+
+
+def test_the_past_is_the_median_error_and_the_share_inside_the_band(tmp_path):
+    actuals = [(2.0, 1.0), (4.0, 1.5), (1.0, 0.25)]  # likely is 2 and 1: off by 0, .5, 1 and 0, 1/3, 3
+    rows = [{"on": "X", "mem_gib": [1.0, 2.0, 3.0], "hours": [0.5, 1.0, 2.0], "actual": a} for a in actuals]
+    rows += [{**rows[0], "on": "Y"}]
+    for name, some in (("a", rows[:2]), ("b", rows[2:])):
+        (tmp_path / name).mkdir()
+        text = [{"schema": "ablab.forecast/1", "campaign": name}, *some]
+        (tmp_path / name / "forecast.jsonl").write_text("".join(json.dumps(line) + "\n" for line in text) + '{"tor')
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "forecast.jsonl").write_text("not ours\n")
+    found = _forecast.past(tmp_path, "X")
+    assert found["trials"] == 3
+    assert found["of"]["memory"] == {"error": 0.5, "hit": pytest.approx(2 / 3)}
+    assert found["of"]["time"] == {"error": pytest.approx(1 / 3), "hit": pytest.approx(2 / 3)}
+    assert _forecast.past(tmp_path, "Z") is None
+    assert len(list(rundir.scores(tmp_path))) == 4
+
+
+def test_a_start_forecasts_freezes_and_scores_every_trial(tmp_path, capfd):
+    todo, options = drive.real(tmp_path / "results", "ablab.train:main")
+    options = replace(options, checker="ablab.check:main", check=False)
+    assert run.start(todo, options) == 0
+    (campaign,) = rundir.campaigns(tmp_path / "results")
+    scored = list(rundir.scores(tmp_path / "results"))
+    assert sorted(s["trial"] for s in scored) == sorted(t.folder for t in todo.trials)
+    for trial, line in zip(campaign.trials(), sorted(scored, key=lambda s: s["trial"]), strict=True):
+        told, used = trial.record["forecast"], trial.summary()["used"]
+        assert line["hours"] == told["hours"] and line["actual"][1] == pytest.approx(used["total_s"] / 3600)
+        assert trial.record["resources"]["mem_gib"] == told["mem_gib"][2] and told["items"]["weights"] > 1e5
+    out = capfd.readouterr().out
+    assert "not made for 1 of 1 configurations" in out and "forecast  time 0." in out
+    found, _ = run.expected(todo, options)
+    assert found["missing"] == 0 and found["past"]["trials"] == 2
+    chosen = campaign.read("auto")["chosen"]
+    assert [c["symbol"] for c in chosen] == [a["symbol"] for a in todo.autos] and len(chosen) >= 4
+    capfd.readouterr()
+    assert run.forecast(todo, options) == 0
+    out = capfd.readouterr().out
+    assert out.startswith(f"{todo.trials[0].id} x 2: memory 0.") and "50 steps" in out and "past: 2 trials here" in out
