@@ -100,8 +100,12 @@ def check(plan: Plan, options: Options, step: str | None = None) -> int:
     if not trials:
         known = " ".join(dict.fromkeys(t.step or t.id for t in plan.trials))
         raise RunError(f"STEP={step}: not in {plan.name}; steps: {known}")
+    results = _folder(plan, options)
+    wanted = {t.group for t in trials} - _forecast.known(results).keys()
     with Stop() as stop:
-        return _check(local.Server(options.preload), trials, "check", options, stop)[0]
+        code, verdict = _check(local.Server(options.preload), trials, "check", options, stop, wanted)
+    _forecast.keep(results, verdict.get("forecast", {}))
+    return code
 
 
 def forecast(plan: Plan, options: Options) -> int:
