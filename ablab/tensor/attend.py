@@ -42,6 +42,8 @@ def attend(h: Heads, ctx: Ctx, lse: bool = False) -> tuple[Mixed, Ctx]:
     if not lse:
         return Mixed(out, side, None, None), ctx
     n_T = torch.arange(ctx.start + 1, ctx.start + T + 1, device=out.device)
+    if past:
+        n_T = n_T.clamp(max=past[0].capacity)
     return Mixed(out, side, l_BHT, n_T), ctx
 
 
@@ -133,10 +135,9 @@ def _decode(
     pieces: tuple[Piece, ...], values: tuple[Field, ...], scale: float, ctx: Ctx, past: Past
 ) -> tuple[list[Tensor], Tensor]:
     """A few queries at positions `start` and up against all S keys, with explicit probabilities, field by field."""
-    T, device = pieces[0].q_BHTK.shape[2], pieces[0].q_BHTK.device
-    S = ctx.start + T
-    gap = torch.arange(ctx.start, S, device=device)[:, None] - torch.arange(S, device=device)  # i - j
-    s_BHTS = None
+    q, s_BHTS = pieces[0].q_BHTK, None
+    i_T1 = torch.arange(ctx.start, ctx.start + q.shape[2], device=q.device)[:, None]
+    gap = i_T1 - past.positions(ctx.layer, ctx.start, q)  # where tokens were pruned, more than there are keys
     for p in pieces:
         parts = zip(p.q_BHTK.split(_widths(p.k), -1), p.k, strict=True)
         s = scale * sum(_meet(q, f, ctx, past) for q, f in parts)
@@ -144,6 +145,7 @@ def _decode(
         s_BHTS = seen if s_BHTS is None else torch.maximum(s_BHTS, seen)
     l_BHT = s_BHTS.logsumexp(-1)
     p_BHTS = (s_BHTS - l_BHT[..., None]).exp()
+    past.attended(ctx.layer, p_BHTS)
     return [_mix(p_BHTS, f, ctx, past) for f in values], l_BHT
 
 
@@ -172,12 +174,18 @@ def _product(a_BHTX: Tensor, b_BHXY: Tensor) -> Tensor:
     return (a_BHTX.reshape(B, 1, H * T, X) @ b_BHXY).view(B, H, T, -1)
 
 
-def logits(pieces: Sequence[Triple], scale: float, start: int) -> Tensor:
-    """s_BHTS of a few queries at positions `start` and up; -inf where a query does not see a key."""
+def positions(h: Heads, ctx: Ctx) -> Tensor | None:
+    """Those of the keys that new queries meet in decode, S or B11S; None where they are 0, 1, 2 and so on."""
+    found = [past.positions(ctx.layer, ctx.start, h.q_BHTK) for past in ctx.all(Past) if ctx.start]
+    return found[0] if found else None
+
+
+def logits(pieces: Sequence[Triple], scale: float, start: int, at: Tensor | None = None) -> Tensor:
+    """s_BHTS of a few queries at positions `start` and up and keys `at`; -inf where a query does not see a key."""
     s_BHTS = None
     for q, k, region in pieces:
-        i = torch.arange(start, start + q.shape[2], device=q.device)[:, None]
-        seen = sees(region, i - torch.arange(k.shape[2], device=q.device))
+        i_T1 = torch.arange(start, start + q.shape[2], device=q.device)[:, None]
+        seen = sees(region, i_T1 - (torch.arange(k.shape[2], device=q.device) if at is None else at))
         with exact(q):  # bf16 would round the logits, and with them lse
             s = torch.where(seen, scale * (q.to(precise(q)) @ k.to(precise(q)).mT), -torch.inf)
         s_BHTS = s if s_BHTS is None else torch.maximum(s_BHTS, s)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ablab.tensor.attend import Triple, joined, logits, piece, sees
+from ablab.tensor.attend import Triple, joined, logits, piece, positions, sees
 from ablab.tensor.kernel import InForce, exact, precise
 from ablab.tensor.stage import Ctx, Heads, Mixed
 
@@ -26,7 +26,7 @@ def entropy(m: Mixed, h: Heads, ctx: Ctx) -> Tensor:
     pieces = _wide(h, ctx)
     with exact(h.q_BHTK):
         if ctx.start:
-            s_BHTS = logits(pieces, h.scale, ctx.start)
+            s_BHTS = logits(pieces, h.scale, ctx.start, positions(h, ctx))
             p_BHTS = s_BHTS.softmax(-1)
             return s_BHTS.logsumexp(-1) - (p_BHTS * s_BHTS.masked_fill(p_BHTS == 0, 0)).sum(-1)
         found = [piece(q, k, k, region, h.scale) for q, k, region in pieces]
@@ -42,7 +42,7 @@ def power(m: Mixed, h: Heads, ctx: Ctx, a: float) -> Tensor:
     pieces = _wide(h, ctx)
     with exact(h.q_BHTK):
         if ctx.start:
-            l_BHT = logits(pieces, a * h.scale, ctx.start).logsumexp(-1)
+            l_BHT = logits(pieces, a * h.scale, ctx.start, positions(h, ctx)).logsumexp(-1)
         else:
             l_BHT = _total([piece(q, k, k, region, a * h.scale)[1] for q, k, region in pieces])
         return (l_BHT - a * m.lse_BHT).exp()
@@ -50,18 +50,19 @@ def power(m: Mixed, h: Heads, ctx: Ctx, a: float) -> Tensor:
 
 def mass(m: Mixed, h: Heads, ctx: Ctx, k: int) -> Tensor:
     """Sum of the k largest p, BHT.  Logits of a few query rows at a time say which; those are computed again."""
-    pieces, T, done = _wide(h, ctx), h.q_BHTK.shape[2], []
+    pieces, at, T, done = _wide(h, ctx), positions(h, ctx), h.q_BHTK.shape[2], []
     with exact(h.q_BHTK):
         for first in range(0, T, InForce.chunk):
             rows, start = slice(first, first + InForce.chunk), ctx.start + first
             l_BHT, parts = m.lse_BHT[:, :, rows], [(q[:, :, rows], key, region) for q, key, region in pieces]
             keys = slice(0, max(start + l_BHT.shape[2], k))  # a slice ends at the last key at the latest
             with torch.no_grad():
-                s_BHTS = logits([(q, key[:, :, keys], region) for q, key, region in parts], h.scale, start)
+                seen = [(q, key[:, :, keys], region) for q, key, region in parts]
+                s_BHTS = logits(seen, h.scale, start, None if at is None else at[..., keys])
                 s_BHTN, j_BHTN = (
                     s_BHTS.max(-1, keepdim=True) if k == 1 else s_BHTS.topk(min(k, s_BHTS.shape[-1]), sorted=False)
                 )
-            if torch.is_grad_enabled():  # recomputed in the backward pass: N copies of k would be kept
+            if torch.is_grad_enabled() and at is None:  # recomputed in the backward pass: N copies of k would be kept
                 s_BHTN = checkpoint(_picked, parts, j_BHTN, h.scale, start, use_reentrant=False)
             done.append((s_BHTN - l_BHT[..., None]).exp().sum(-1))
     return torch.cat(done, -1)

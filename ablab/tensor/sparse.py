@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ablab.tensor.attend import join, joined, logits
+from ablab.tensor.attend import join, joined, logits, positions
 from ablab.tensor.kernel import InForce, exact, precise
 from ablab.tensor.stage import Ctx, Field, Heads
 
@@ -37,12 +37,12 @@ def mix(h: Heads, ctx: Ctx, value: Field, keep: Keep, normalise: bool) -> Tensor
     """
     pieces, z_BHSC = joined(h, ctx), join((value,), ctx)
     regions, T = [r for _, _, r in pieces], h.q_BHTK.shape[2]
-    wide = precise(h.q_BHTK)
+    wide, at = precise(h.q_BHTK), positions(h, ctx)
 
     def rows(start: int, z: Tensor, *qk: Tensor) -> Tensor:
         part = [(q.to(wide), k.to(wide), r) for q, k, r in zip(qk[::2], qk[1::2], regions, strict=True)]
         with exact(z):  # bf16 would round the logits, and select others
-            s_BHTS = logits(part, h.scale, start)
+            s_BHTS = logits(part, h.scale, start, None if at is None else at[..., : part[0][1].shape[2]])
             p_BHTS = s_BHTS.softmax(-1)
             p_BHTS = p_BHTS * keep(p_BHTS.detach(), s_BHTS.isfinite().sum(-1, keepdim=True))
             if normalise:

@@ -57,6 +57,9 @@ class Past:
     A field enters when `attend` meets it (`Field`), so it holds what the parts of a model need and no more.
     """
 
+    single: ClassVar[bool] = False
+    """Tokens must come one at a time."""
+
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0  # tokens that every block has seen; the model advances it
@@ -78,6 +81,13 @@ class Past:
         if start == 0:
             return field.new_BHTC
         return held if field.factors is None else torch.einsum("bhsl,hlc->bhsc", held, field.factors.up_HLC)
+
+    def positions(self, layer: int, start: int, q_BHTK: Tensor) -> Tensor:
+        """Positions of the keys that queries at `start` and up meet: S, or B11S where batch rows hold others."""
+        return torch.arange(start + q_BHTK.shape[2], device=q_BHTK.device)
+
+    def attended(self, layer: int, p_BHTS: Tensor) -> None:
+        """Called with the probabilities of new queries, whenever a block attends."""
 
     def values_per_token(self) -> int:
         """Numbers held per token and sequence over all blocks, counted on the real cache."""
