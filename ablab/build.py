@@ -18,7 +18,8 @@ from ablab.config import Amp, Device, RunConfig, Switch
 from ablab.plugin import Plugin
 from ablab.rundir import RunError
 from ablab.tensor import kernel
-from ablab.tensor.stage import coupled
+from ablab.tensor.cache import Pruned
+from ablab.tensor.stage import Past, coupled
 
 TRIM, MMAP_ABOVE = -1, -3  # mallopt parameters, <malloc.h>
 
@@ -62,6 +63,12 @@ def resolved(cfg: RunConfig) -> None:
     }
     if auto := [f"CONFIG_{name}" for name, is_left in left.items() if is_left]:
         raise ValueError(f"{' '.join(auto)}: not decided; start the trial by make, or set plain values")
+
+
+def cache(cfg: RunConfig) -> Past:
+    """An empty cache of keys and values for evaluation and sampling."""
+    e = cfg.eval
+    return Pruned(e.kvprune_keep, e.kvprune_recent) if e.kvprune else Past(cfg.model.config.block)
 
 
 def settle_system(cfg: RunConfig) -> torch.device:

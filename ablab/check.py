@@ -24,6 +24,7 @@ from ablab.tensor.stage import Past, coupled
 
 VOCAB, IDS = 64, 61  # embedding rows, ids that exist: padded columns are tried too
 WIDTH, CONTEXT, MICRO, ACCUM, ITERATIONS = 32, 32, 2, 2, 2
+SLOTS = 12  # of a pruned cache: fewer than the context, so that it prunes
 RATE = 1e-3
 CLOSE = 1e-4  # of logits near 1, where the order of additions differs
 UNCOVERED = "not covered: speed, full-size memory, compile, GPU kernels, several processes, stability of long runs"
@@ -159,6 +160,8 @@ def shrunk(values: Mapping[str, Any]) -> dict[str, Any]:
         "MODEL_GPT_BLOCK": CONTEXT,
         "MODEL_GPT_VOCAB": VOCAB,
         "MLP_GELU_WIDTH": max(16, values.get("MLP_GELU_WIDTH", 4 * embed) * WIDTH // embed),
+        "EVAL_KVPRUNE_KEEP": min(values.get("EVAL_KVPRUNE_KEEP", 0), SLOTS),
+        "EVAL_KVPRUNE_RECENT": min(values.get("EVAL_KVPRUNE_RECENT", 0), SLOTS // 2),
         "TRAIN_BATCH_EFFECTIVE": MICRO * ACCUM,
         "TRAIN_BATCH_MICRO": MICRO,
     }
@@ -295,6 +298,13 @@ class Rig:
         model.train()
         gap = self._gap(torch.cat(steps, 1), full)
         _need(gap <= CLOSE, f"cached decode differs from the full forward by {gap:.2g}")
+        if self.cfg.eval.kvprune:
+            model.eval()
+            past, ids = build.cache(self.cfg), self._ids(12)
+            with torch.no_grad():
+                odd = [t for t, x in enumerate(ids.split(1, 1)) if model(x, past=past).logits[..., :IDS].isnan().any()]
+            model.train()
+            _need(not odd, f"logits are not finite at tokens {odd} under a pruned cache")
 
     def coupling(self) -> None:
         """At strength 0 the model is its host, whatever its coupled parameters are."""

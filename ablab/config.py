@@ -85,6 +85,21 @@ class Eval:
     """Steps between evaluations."""
     tokens: int
     """Validation tokens; 0 is the whole split."""
+    kvprune: bool | None
+    """Read with a cache that is pruned; None for a model without one."""
+    kvprune_keep: int | None
+    kvprune_recent: int | None
+
+    def __post_init__(self) -> None:
+        if self.kvprune and self.kvprune_keep < self.kvprune_recent + 2:
+            raise ValueError(
+                f"CONFIG_EVAL_KVPRUNE_KEEP = {self.kvprune_keep} must exceed CONFIG_EVAL_KVPRUNE_RECENT ="
+                f" {self.kvprune_recent} by 2 or more: the first token stays and one must be able to go; change one"
+            )
+
+    def slots(self, length: int) -> int:
+        """Tokens that the cache holds at a context of `length`."""
+        return min(length, self.kvprune_keep) if self.kvprune else length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

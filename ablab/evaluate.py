@@ -2,13 +2,14 @@
 """Evaluation: the mean loss over a fixed set of validation sequences, the same for every trial."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ablab.data import Evaluation
+from ablab.tensor.stage import Past
 
 
 @torch.no_grad()
@@ -19,27 +20,40 @@ def evaluate(
     device: torch.device,
     precision: AbstractContextManager,
     poll: Callable[[], bool] = lambda: False,
+    cache: Callable[[], Past] | None = None,
 ) -> dict[str, float] | None:
     """{val_loss, val_perplexity, val_bpb}: token-weighted means over the whole set, `size` sequences at a time.
 
     Dropout is off, random state untouched, and nothing is read from the device until the end.  `poll` is asked
-    before each batch; when it says True the result is None.
+    before each forward pass; when it says True the result is None.  With `cache` every sequence is read token by token
+    through an empty one.
     """
     total = torch.zeros((), dtype=torch.float64, device=device)
     training = model.training
     model.eval()
     try:
         for batch in data.batches(size):
-            if poll():
-                return None
-            with precision:
-                out = model(batch.x.to(device, non_blocking=True), batch.y.to(device, non_blocking=True))
-            total += out.loss.double() * out.n
+            x_BT, y_BT = (part.to(device, non_blocking=True) for part in (batch.x, batch.y))
+            for x, y, more in _reads(x_BT, y_BT, cache):
+                if poll():
+                    return None
+                with precision:
+                    out = model(x, y, **more)
+                total += out.loss.double() * out.n
     finally:
         model.train(training)
     loss = total.item() / data.tokens
     bits = loss * data.tokens / (math.log(2) * data.bytes)
     return {"val_loss": loss, "val_perplexity": perplexity(loss), "val_bpb": bits}
+
+
+def _reads(x_BT: Tensor, y_BT: Tensor, cache: Callable[[], Past] | None) -> Iterator[tuple[Tensor, Tensor, dict]]:
+    """Arguments of the forward passes over a batch."""
+    if cache is None:
+        yield x_BT, y_BT, {}
+        return
+    past = cache()
+    yield from ((x, y, {"past": past}) for x, y in zip(x_BT.split(1, 1), y_BT.split(1, 1), strict=True))
 
 
 def perplexity(loss: float) -> float:

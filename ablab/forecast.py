@@ -96,8 +96,10 @@ def forecast(cfg: RunConfig, n_vocab: int | None, samples: int | None, rate: flo
         hours = (t.time or 0) / 3600
         return Forecast(items, mem, (hours, 1.1 * hours, 1.3 * hours), steps)
     flops = network.flops_per_token(c.block)
-    trained = steps * tokens + (steps // cfg.eval.interval + 2) * cfg.eval.tokens / 3  # forward is a third
-    calls = trained / (t.batch_micro * c.block) * (DISPATCH_S * (c.layers + 1))
+    evaluated = (steps // cfg.eval.interval + 2) * cfg.eval.tokens / 3  # forward is a third
+    trained = steps * tokens + evaluated
+    passes = trained / (t.batch_micro * c.block) + (evaluated / t.batch_micro if cfg.eval.kvprune else 0)
+    calls = passes * (DISPATCH_S * (c.layers + 1))
     hours = tuple((flops * trained / rate / share + calls * slow) / 3600 for share, slow in TIME_BAND)
     return Forecast(items, mem, hours, steps)
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Text from a trained model: sampling with cached keys and values, on the CPU."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ablab import checkpoint, config
+from ablab import build, checkpoint, config
 from ablab.rundir import RunError, TrialDir
 from ablab.tensor.stage import Past
 
@@ -41,7 +42,8 @@ def sample(
         raise RunError(f"{trial.path}: no checkpoint that verifies; run the trial, or choose another one")
     checkpoint.load_model(place, network)
     ids = codec.encode(prompt).tolist() or [codec.eot]
-    return codec.decode(ids + list(generate(network, ids, tokens, temperature, top_k, seed)))
+    cache = partial(build.cache, cfg)
+    return codec.decode(ids + list(generate(network, ids, tokens, temperature, top_k, seed, cache)))
 
 
 @torch.no_grad()
@@ -52,19 +54,23 @@ def generate(
     temperature: float,
     top_k: int | None,
     seed: int,
+    cache: Callable[[], Past] | None = None,
 ) -> Iterator[int]:
     """`tokens` token ids after `ids`, one at a time, from a GptNetwork, which is left in eval mode.
 
-    Positions are absolute: when the context is full, its newer half is read again as a new context.
+    `cache` makes an empty one, for a new context.  Positions are absolute: when the context is full, its newer half is
+    read again as a new one.
     """
     stream = torch.Generator().manual_seed(seed)
     length, seen = network.dims.block_size, list(ids)
-    past, fresh = Past(length), seen[-length:]
+    cache = cache or partial(Past, length)
+    past, fresh = cache(), seen[-length:]
     network.eval()
     for _ in range(tokens):
         if past.length + len(fresh) > length:
-            past, fresh = Past(length), seen[-(length // 2) :]
-        logits_V = network(torch.tensor([fresh]), past=past).logits[0, -1]
+            past, fresh = cache(), seen[-(length // 2) :]
+        for part in torch.tensor([fresh]).split(1 if past.single else len(fresh), 1):
+            logits_V = network(part, past=past).logits[0, -1]
         fresh = [choose(logits_V, temperature, top_k, stream)]
         seen += fresh
         yield fresh[0]

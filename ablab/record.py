@@ -173,8 +173,10 @@ def _facts(key: str, value: Any) -> dict[str, Any]:
 
 def built(loop: Any) -> dict[str, Any]:
     """built.json: what was built, measured on the modules."""
-    b, e = loop.built, loop.evaluation
-    modules = []
+    b, e, modules = loop.built, loop.evaluation, []
+    if "kv_bytes_per_token" in (facts := b.model.facts()):
+        slots = loop.cfg.eval.slots(b.length)
+        facts |= {"kv_slots": slots, "kv_bytes": slots * facts["kv_bytes_per_token"]}
     for path, module in b.model.named_modules():
         if found := {n: _tensor(p) for n, p in module.named_parameters(recurse=False)}:
             symbol = {"symbol": s} if (s := vars(module).get("symbol")) else {}
@@ -187,7 +189,7 @@ def built(loop: Any) -> dict[str, Any]:
         "ties": b.model.ties,
         "state_bytes": sum(t.nbytes for s in b.optimizer.state.values() for t in s.values()),
         "flops_per_token": b.flops_per_token,
-        **b.model.facts(),
+        **facts,
         "evaluation": {"sha256": e.sha256, "tokens": e.tokens, "bytes": e.bytes},
         "modules": modules,
     }

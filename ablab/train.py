@@ -6,6 +6,7 @@ import math
 import time
 from array import array
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,8 +203,10 @@ class Loop:
             self.attempt.moved()
             return bool(self.attempt.stop)
 
-        size = self.cfg.train.batch_micro
-        found = evaluate(self.net, self.evaluation, size, self.device, self.precision, poll)
+        size, cache, net = self.cfg.train.batch_micro, None, self.net
+        if self.cfg.eval.kvprune:  # not compiled: the cache grows
+            cache, net = partial(build.cache, self.cfg), self.built.model
+        found = evaluate(net, self.evaluation, size, self.device, self.precision, poll, cache)
         if found:
             with self.precision:
                 self.gauges = self.built.model.gauges(next(self.evaluation.batches(1)).x.to(self.device))

@@ -13,7 +13,9 @@ from ablab import config
 from ablab.data import Evaluation
 from ablab.evaluate import evaluate, perplexity
 from ablab.model import Output
+from ablab.tensor.cache import Pruned
 from tests import trial as tiny
+from tests.blocks import network, perturbed, tokens
 
 CPU = torch.device("cpu")
 
@@ -51,6 +53,22 @@ def test_a_stop_ends_it_between_batches():
     model = Fake()
     assert evaluate(model, data(), 2, CPU, nullcontext(), lambda: next(asked)) is None
     assert model.training and next(asked, None) is None
+
+
+@pytest.mark.parametrize(("keep", "recent"), [(7, 3), (40, 5)])
+def test_under_a_pruned_cache_each_token_is_predicted_from_what_is_left(keep, recent):
+    net, ids = perturbed(network().double(), 0.2), tokens(5, 41).numpy().astype(np.uint16)
+    data = Evaluation(ids=ids, sha256="0" * 64, tokens=200, bytes=200)
+    x, y = (torch.from_numpy(part.astype(np.int64)) for part in (ids[:, :-1], ids[:, 1:]))
+    net.eval()
+    with torch.no_grad():
+        past = Pruned(keep, recent)
+        logits = torch.cat([net(x[:, t : t + 1], past=past).logits for t in range(40)], 1)
+        wanted = nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten()).item()
+        plain = net(x, y).loss.item()
+    got = evaluate(net, data, 2, CPU, nullcontext(), cache=lambda: Pruned(keep, recent))["val_loss"]
+    assert got == pytest.approx(wanted, rel=1e-12)
+    assert (abs(got - plain) < 1e-10) == (keep >= 40)
 
 
 def test_a_loss_without_a_float_exponential_is_infinite():

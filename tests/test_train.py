@@ -255,6 +255,26 @@ def test_a_done_trial_holds_all_that_is_promised(tmp_path):
     assert trial.status()["state"] == "done" and trial.status()["progress"] > 40
 
 
+def test_a_pruned_cache_changes_what_is_measured_and_nothing_else(tmp_path):
+    plain = done(tmp_path)
+    pruned = done(
+        tmp_path, "CONFIG_EVAL_KVPRUNE=y\nCONFIG_EVAL_KVPRUNE_KEEP=6\nCONFIG_EVAL_KVPRUNE_RECENT=2\n", name="b"
+    )
+    assert weights(plain) == weights(pruned)
+    losses = points(plain, "val_loss"), points(pruned, "val_loss")
+    assert losses[0].keys() == losses[1].keys() and abs(losses[0][20] - losses[1][20]) > 1e-4
+    for trial, slots in ((plain, 32), (pruned, 6)):
+        built = trial.built()
+        assert (built["kv_slots"], built["kv_bytes"]) == (slots, slots * 2 * 2 * 2 * 32)  # bf16, 2 blocks, k and v
+        assert built["kv_bytes_per_token"] == 2 * 2 * 2 * 32
+
+
+def test_a_cache_in_which_nothing_can_go_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="CONFIG_EVAL_KVPRUNE_KEEP = 6 must exceed CONFIG_EVAL_KVPRUNE_RECENT = 5"):
+        s = tiny.settled(tmp_path, "CONFIG_EVAL_KVPRUNE=y\nCONFIG_EVAL_KVPRUNE_KEEP=6\nCONFIG_EVAL_KVPRUNE_RECENT=5\n")
+        config.load(s.values, s.where)
+
+
 def test_checkpoints_are_kept_by_role(tmp_path):
     extra = "CONFIG_TRAIN_CKPT_KEEP=1\nCONFIG_TRAIN_CKPT_EVERY=10\nCONFIG_TRAIN_CKPT_INTERVAL=3\n"
     trial = done(tmp_path, extra)

@@ -14,6 +14,7 @@ from tests import trial as tiny
 
 ROOT = Path(__file__).parents[2]
 FEW = "\nCONFIG_TRAIN_STEPS=10\nCONFIG_EVAL_INTERVAL=2\nCONFIG_TRAIN_CKPT_INTERVAL=4\nCONFIG_TRAIN_LOG_STEPS=3"
+PRUNED = "\nCONFIG_EVAL_KVPRUNE=y\nCONFIG_EVAL_KVPRUNE_KEEP=8\nCONFIG_EVAL_KVPRUNE_RECENT=4"
 # read where this test cannot go; each is still looked for in the source
 ELSEWHERE = {
     "Sys.alloc_expandable": "acts on a GPU",
@@ -86,7 +87,7 @@ def test_every_field_is_read(tmp_path):
             "\nCONFIG_SCHED_CONSTANT=y\nCONFIG_TRAIN_BUDGET_TIME=y\nCONFIG_TRAIN_TIME=1",
             "\nCONFIG_SCHED_WSD=y\nCONFIG_TRAIN_BUDGET_EPOCHS=y\nCONFIG_TRAIN_EPOCHS=1",
             "\nCONFIG_SCHED_COUPLING_VARIANCE=y\nCONFIG_SCHED_COUPLING_WINDOW=8",
-            "\nCONFIG_TRAIN_STOP_PATIENCE=1\nCONFIG_TRAIN_CKPT_BEST=y\nCONFIG_TRAIN_CKPT_EVERY=2",
+            "\nCONFIG_TRAIN_STOP_PATIENCE=1\nCONFIG_TRAIN_CKPT_BEST=y\nCONFIG_TRAIN_CKPT_EVERY=2" + PRUNED,
         ]
     ):
         extra = FEW + lines
@@ -126,6 +127,7 @@ def flips() -> list[str]:
         "EVAL_TOKENS": "256",
         "DATA_SYNTH_TOKENS": "30000",
         "EVAL_INTERVAL": "1",
+        "EVAL_KVPRUNE": PRUNED.partition("=")[2],
         "TRAIN_LOG_STEPS": "5",
         "TRAIN_CKPT_INTERVAL": "3",
         "TRAIN_CKPT_KEEP": "1",
@@ -181,6 +183,15 @@ def baseline(tmp_path_factory):
 
 def test_the_same_configuration_has_the_same_effect(baseline, tmp_path):
     assert effect(tmp_path, FEW) == baseline
+
+
+@pytest.mark.parametrize("line", ["CONFIG_EVAL_KVPRUNE_KEEP=6", "CONFIG_EVAL_KVPRUNE_RECENT=1"])
+def test_turning_a_knob_of_the_pruned_cache_has_an_effect(line, tmp_path):
+    name = line.partition("=")[0]
+    turned = "\n".join(few for few in PRUNED.split() if not few.startswith(name)) + f"\n{line}"
+    pruned, other = (effect(tmp_path / str(n), FEW + extra) for n, extra in enumerate((PRUNED, "\n" + turned)))
+    weights = [json.loads(e)["outcome"]["hashes"]["model.safetensors"] for e in (pruned, other)]
+    assert pruned != other and weights[0] == weights[1]
 
 
 @pytest.mark.slow

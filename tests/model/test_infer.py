@@ -7,6 +7,7 @@ import torch
 
 from ablab import checkpoint, infer, journal, kconf, rundir
 from ablab.rundir import RunError
+from ablab.tensor.cache import Pruned
 from tests.blocks import SIZES, assemble, network, perturbed, tokens
 
 
@@ -33,6 +34,19 @@ def test_greedy_text_equals_full_forwards_beyond_the_context(net, prompt):
     with torch.no_grad():
         want = reference(net, ids, 60)
     assert list(infer.generate(net, ids, 60, 0.0, None, 1)) == want
+
+
+def test_a_pruned_cache_reads_the_prompt_token_by_token(net):
+    ids, past = tokens(9, n=90).tolist(), Pruned(6, 2)
+    net.eval()
+    with torch.no_grad():
+        logits = [net(torch.tensor([[i]]), past=past).logits for i in ids]
+        want = [int(logits[-1].argmax())]
+        for _ in range(11):
+            want.append(int(net(torch.tensor([want[-1:]]), past=past).logits.argmax()))
+    assert list(infer.generate(net, ids, 12, 0.0, None, 1, lambda: Pruned(6, 2))) == want
+    whole = list(infer.generate(net, ids, 60, 0.0, None, 1))
+    assert list(infer.generate(net, ids, 60, 0.0, None, 1, lambda: Pruned(40, 2))) == whole
 
 
 def test_equal_seeds_give_equal_tokens_and_padding_never_appears(net):
