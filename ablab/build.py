@@ -15,6 +15,7 @@ from torch import nn
 
 from ablab import model
 from ablab.config import Amp, Device, RunConfig, Switch
+from ablab.optim._flat import FlatOptimizer
 from ablab.plugin import Plugin
 from ablab.rundir import RunError
 from ablab.tensor import kernel
@@ -33,7 +34,7 @@ class Built:
     """A model ready to train."""
 
     model: model.Network
-    optimizer: torch.optim.Optimizer
+    optimizer: FlatOptimizer
     groups: dict[str, int]
     """Elements of each parameter group."""
     params: int

@@ -348,7 +348,7 @@ class Rig:
         odd = {n for n, g in named if not bool(g.isfinite().all())}
         _need(not odd, f"gradient not finite in iteration {number + 1}: {_some(odd)}")
         self.live |= {n for n, g in named if bool(g.any())}
-        norm = built.optimizer.gate(sum(losses), self.cfg.optim.section.clip_norm)
+        norm = built.optimizer.gate(sum(losses), self.cfg.optim.section.clip_norm, number + 1)
         for group in built.optimizer.param_groups:
             group["lr"] = RATE
         built.optimizer.step()

@@ -141,7 +141,7 @@ class Loop:
         clocks.to("optimizer")
         prune.observe()
         prune.mask_gradients()
-        norm = optimizer.gate(sum(losses[1:], losses[0]), self.work.clip)
+        norm = optimizer.gate(sum(losses[1:], losses[0]), self.work.clip, number)
         optimizer.step()
         optimizer.zero_grad()
         self.coupling.update(number, losses)
@@ -237,6 +237,7 @@ class Loop:
         m = self.window.measures(self.step, clocks, self.work) | {"tokens_seen": self.step * self.work.tokens}
         if self.step > self.window.step:
             m |= {"learning_rate": group[0]["lr"], **{f"lr/{g['name']}": g["lr"] for g in group}}
+            m |= {f"opt/{name}": value for name, value in self.built.optimizer.gauges().items()}
         m |= record.memory(self.device) | {"sched/lam": float(self.built.model.lam)}
         if self.window.step < 2 <= self.step:
             m |= record.tensors(self.built)
@@ -344,6 +345,7 @@ class Loop:
             # the evaluation came after the checkpoint: its seconds are in the row alone
             spent["eval"] += max(0.0, row["wall_s"] - sum(state["clocks"].values()))
             self.window = self.window.next(self.step, self.clocks, self.work)
+            self.built.optimizer.gauges()  # the row has them
             self.rowed = self.step
 
     def still(self, symbol: str) -> list[str]:
@@ -363,7 +365,7 @@ class Loop:
             with self.precision:
                 loss = self.net(x_BT, y_BT).loss
             loss.backward(self.share)
-            optimizer.gate(loss.detach() * math.nan, 1.0)
+            optimizer.gate(loss.detach() * math.nan, 1.0, self.step + 1)
             optimizer.step()
             optimizer.zero_grad()
             if compiled and not number:  # evaluation is another graph

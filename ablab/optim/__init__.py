@@ -4,10 +4,10 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-import torch
-
-from ablab.plugin import Plugin
+from ablab.optim._flat import FlatOptimizer
+from ablab.plugin import Clause, Plugin
 
 
 class Impl(Enum):
@@ -34,8 +34,18 @@ class Optim(Plugin, family="OPT"):
         """Global L2 norm above which gradients are scaled down; 0 is off."""
         impl: Impl
 
+    state_bytes: int
+    """Claimed bytes of state per parameter, fp32."""
+
     @abstractmethod
-    def build(self, groups: list[dict]) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]]) -> FlatOptimizer:
         """Called once by build.py.  `groups` are torch parameter groups with `params`, `name` (`decay`, `plain`)
         and `weight_decay` set; returns the optimizer over exactly those.  Groups `coupled_decay`, `coupled_plain`
         also have `lam`, a 0-d tensor: while it is 0 they rest, as `FlatOptimizer` in `_flat.py` says."""
+
+    def contracts(self) -> tuple[Clause, ...]:
+        def measured(built: Any) -> tuple[int, int]:
+            flats, states = built.optimizer.flats, built.optimizer.state.values()
+            return self.state_bytes * built.trainable, sum(s[k].nbytes for s in states for k in flats if k in s)
+
+        return (Clause("optim/state_bytes", "build", measured),)

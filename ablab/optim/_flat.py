@@ -57,9 +57,13 @@ class FlatOptimizer(torch.optim.Optimizer):
     """Divides the gradients in `step`."""
     found_inf: Tensor | None = None
     """1 if `step` must change nothing; both are torch's own names for what its fused optimizers read."""
+    number = 0
+    """Of the step; set by `gate`."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         self.arena = Arena(groups)
+        self.flats: dict[str, Tensor] = {}
+        """State buffers in the layout of the arena, by name."""
         super().__init__(groups, {})
         self.count, own = (torch.zeros((), device=self.arena.weights.device) for _ in range(2))
         for group in self.param_groups:
@@ -78,25 +82,28 @@ class FlatOptimizer(torch.optim.Optimizer):
 
     def zeros(self, name: str) -> Tensor:
         """A zeroed flat buffer whose views are the parameters' state `name`."""
-        flat = torch.zeros_like(self.arena.weights)
+        flat = self.flats[name] = torch.zeros_like(self.arena.weights)
         for p in (p for g in self.param_groups for p in g["params"]):
             self.state[p][name] = self.arena.view(flat, p)
         return flat
 
     @torch.no_grad()
-    def gate(self, loss: Tensor, limit: float) -> Tensor:
+    def gate(self, loss: Tensor, limit: float, number: int = 0) -> Tensor:
         """The global gradient norm, on the device.  Called once per step, before `step`.
 
-        Sets the clip to norm `limit` (0: none), and makes `step` a no-op if loss or norm is not finite.
+        Sets the clip to norm `limit` (0: none), and makes `step` a no-op if loss or norm is not finite.  `number` is
+        that of the step, first 1, for optimizers that have a period.
         """
+        self.number = number
+        self.limit()
         norm = torch.linalg.vector_norm(torch.linalg.vector_norm(self.arena.grads.view(-1, ROW), dim=1))
         # g / max(1, (n + 1e-6) / C) is g * min(1, C / (n + 1e-6)), as in torch.nn.utils.clip_grad_norm_
         self.grad_scale = ((norm + 1e-6) / limit).clamp_(min=1.0) if limit else None
-        self.found_inf = (norm + loss).mul_(0).ne_(0)  # 0 * inf and 0 * nan are nan, which is not 0
+        self.found_inf = (norm + loss).mul_(0).ne_(0).float()  # 0 * inf and 0 * nan are nan, which is not 0
         for group in self.param_groups:
             group["found_inf"] = self.found_inf
         for group in self.resting:  # on the device: the host may not know the strength
-            group["found_inf"] = torch.maximum(self.found_inf, group["lam"].eq(0).to(self.found_inf.dtype))
+            group["found_inf"] = torch.maximum(self.found_inf, group["lam"].eq(0).float())
         return norm
 
     def tick(self) -> None:
@@ -105,6 +112,13 @@ class FlatOptimizer(torch.optim.Optimizer):
             group["count"].add_(1)
             if group["found_inf"] is not None:
                 group["count"].sub_(group["found_inf"])
+
+    def limit(self) -> None:
+        """Change the gradients before their norm is taken; what is not finite stays so.  Here: nothing."""
+
+    def gauges(self) -> dict[str, float]:
+        """Means over the steps since the last call, by name; called when a row is written."""
+        return {}
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Zero the gradients; NOTE they cannot be None, whatever is asked for."""

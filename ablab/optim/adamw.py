@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim.adamw import adamw
+from torch.optim.adam import adam
 
 from ablab.optim import Impl, Optim
 from ablab.optim._flat import FlatOptimizer
-from ablab.plugin import Clause
 
 
 class FlatAdamW(FlatOptimizer):
@@ -24,37 +23,48 @@ class FlatAdamW(FlatOptimizer):
     the vector length: torch's fused CPU kernel rounds those otherwise, and in a flat buffer they are not last.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], beta1: float, beta2: float, eps: float, impl: Impl) -> None:
+    fused = staticmethod(torch._fused_adamw_)
+    decoupled = True
+
+    def __init__(
+        self, groups: list[dict[str, Any]], beta1: float, beta2: float, eps: float, impl: Impl, amsgrad: bool = False
+    ) -> None:
         super().__init__(groups)
         self.impl = impl
-        self.rule = {"beta1": beta1, "beta2": beta2, "eps": eps, "amsgrad": False, "maximize": False}
-        flats = (self.arena.weights, self.arena.grads, self.zeros("exp_avg"), self.zeros("exp_avg_sq"))
+        self.rule = {"beta1": beta1, "beta2": beta2, "eps": eps, "amsgrad": amsgrad, "maximize": False}
+        names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
+        flats = (self.arena.weights, self.arena.grads, *(self.zeros(name) for name in names))
         self.buffers = [[[flat[span]] for flat in flats] for span in self.arena.spans]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Apply the gradients, divided by `grad_scale`, unless `found_inf` is 1; each group's `lr` is a float."""
+        """Apply the gradients, divided by `grad_scale`, to groups whose `found_inf` is not 1; their `lr` are floats."""
         self.tick()
-        if self.impl is not Impl.FUSED:
-            return self._plain_step()
-        for group, (w, g, m, v) in zip(self.param_groups, self.buffers, strict=True):
-            args = (w, g, m, v, [], [group["count"]])
-            rest = {"lr": group["lr"], "weight_decay": group["weight_decay"], **self.rule}
-            torch._fused_adamw_(*args, **rest, grad_scale=self.grad_scale, found_inf=group["found_inf"])
+        self.apply(
+            [{"lr": group["lr"], "weight_decay": group["weight_decay"]} for group in self.param_groups], self.rule
+        )
 
-    def _plain_step(self) -> None:
+    def apply(self, rates: list[dict[str, float]], rule: dict[str, Any]) -> None:
+        """One update after `tick`, with the rates of each group and the constants of all."""
+        if self.impl is not Impl.FUSED:
+            return self._plain(rates, rule)
+        for group, rate, (w, g, m, v, *x) in zip(self.param_groups, rates, self.buffers, strict=True):
+            args = (w, g, m, v, *(x or ([],)), [group["count"]])
+            self.fused(*args, **rate, **rule, grad_scale=self.grad_scale, found_inf=group["found_inf"])
+
+    def _plain(self, rates: list[dict[str, float]], rule: dict[str, Any]) -> None:
         """The two references: torch gives them neither scale nor gate, so a refused step is taken back."""
         if self.grad_scale is not None:
             self.arena.grads.div_(self.grad_scale)
-        for group, (w, g, m, v) in zip(self.param_groups, self.buffers, strict=True):
-            changed = [*w, *m, *v]
+        for group, rate, (w, g, m, v, *x) in zip(self.param_groups, rates, self.buffers, strict=True):
+            changed = [*w, *m, *v, *(t for flat in x for t in flat)]
             before = [t.clone() for t in changed]
             count = (group["count"] - 1).clamp_(min=0)  # torch counts it up
             gpu = count.is_cuda  # there torch reads the count on the host at every step, unless told `capturable`
-            rate = group["lr"] or (1e-30 if gpu else 0.0)  # that form divides by the rate: 0 / 0 where m and v are 0
-            rest = {"lr": rate, "weight_decay": group["weight_decay"], **self.rule}
+            # that form divides by the rate: 0 / 0 where m and v are 0
+            rest = rate | {"lr": rate["lr"] or (1e-30 if gpu else 0.0), "decoupled_weight_decay": self.decoupled}
             kind = {"foreach": self.impl is Impl.FOREACH, "capturable": gpu}
-            adamw(w, g, m, v, [], [count], **kind, **rest)
+            adam(w, g, m, v, *(x or ([],)), [count], **kind, **rest, **rule)
             if group["found_inf"] is not None:
                 for tensor, old in zip(changed, before, strict=True):
                     tensor.copy_(torch.where(group["found_inf"].bool(), old, tensor))
@@ -64,7 +74,6 @@ class Adamw(Optim, symbol="OPT_ADAMW"):
     """The default."""
 
     state_bytes = 8
-    """Claimed bytes of state per parameter: m and v in fp32."""
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:
@@ -80,10 +89,3 @@ class Adamw(Optim, symbol="OPT_ADAMW"):
     def build(self, groups: list[dict[str, Any]]) -> FlatAdamW:
         c = self.config
         return FlatAdamW(groups, c.beta1, c.beta2, c.eps, self.section.impl)
-
-    def contracts(self) -> tuple[Clause, ...]:
-        def measured(built: Any) -> tuple[int, int]:
-            state = [t for s in built.optimizer.state.values() for k, t in s.items() if k != "step"]
-            return self.state_bytes * built.trainable, sum(t.nbytes for t in state)
-
-        return (Clause("optim/state_bytes", "build", measured),)
