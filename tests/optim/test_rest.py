@@ -31,7 +31,7 @@ def step(net, optimizer, n, rests=False):
     if rests:
         for p in net[0].parameters():
             p.grad.zero_()
-    optimizer.gate(loss.detach(), 0.0)
+    optimizer.gate(loss.detach(), 0.0, n + 1)
     optimizer.step()
     optimizer.zero_grad()
 
