@@ -122,7 +122,7 @@ def test_warm_up_leaves_no_trace(tmp_path):
 
 def test_a_warm_up_that_leaves_a_trace_is_caught(tmp_path):
     def before():
-        FlatOptimizer.gate = lambda self, loss, limit: loss.detach()  # nothing is gated any more
+        FlatOptimizer.gate = lambda self, loss, limit, number: loss.detach()  # nothing is gated any more
 
     _, attempt, code = run(tmp_path, before=before)
     assert code == 1 and "the warm-up changed weights" in attempt.read("exit")["message"]
@@ -322,11 +322,11 @@ def poisoned(at):
     def before():
         real, calls = FlatOptimizer.gate, [0]
 
-        def gate(self, loss, limit):
+        def gate(self, loss, limit, number):
             calls[0] += 1
             if calls[0] == at + 2:
                 self.arena.grads[5] = math.inf
-            return real(self, loss, limit)
+            return real(self, loss, limit, number)
 
         FlatOptimizer.gate = gate
 
