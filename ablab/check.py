@@ -89,7 +89,7 @@ def _cases(trials: list[dict[str, Any]]) -> list[Case]:
     """One for all seeds of a configuration."""
     found: dict[str, Case] = {}
     for trial in trials:
-        settled = kconf.settle(kconf.load(), [kconf.lex(Path(trial["id"]), text=trial["config"])])
+        settled = kconf.settle(kconf.load(), [kconf.lex(Path(trial["id"]), trial["config"], ".config")])
         key = kconf.group(settled.values)
         case = found.setdefault(key, Case([], trial["title"], settled.values, settled.where, group=key))
         case.ids.append(trial["id"])
