@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,16 +44,18 @@ def save(
     state: State,
     guard: Guard | None = None,
     write: Write = os.write,
+    more: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Write all of it beside `place`, then give it the name.
 
-    `state` is the loop's, JSON; random state is added here.  `guard` is called right before the name changes.
-    Whatever fails, an OSError for a full disk or what `guard` raises, leaves no trace.
+    `state` is the loop's, JSON; random state is added here.  `more` are tensors that are no buffers of the model.
+    `guard` is called right before the name changes.  Whatever fails, an OSError for a full disk or what `guard`
+    raises, leaves no trace.
     """
     temporary = place.begin()
     numbers, tensors = random_state()
     try:
-        for path, content in _files(temporary, model, optimizer):
+        for path, content in _files(temporary, model, optimizer, more):
             store(path, content, write)
         store(temporary.rank(0), tensors, write)
         temporary.write("state", {**state, "random": numbers}, write=write)
@@ -63,25 +66,35 @@ def save(
         raise
 
 
-def load(place: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Put a verified checkpoint into model, optimizer and random generators; returns the loop's state.
+def load(
+    place: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    more: Mapping[str, Tensor] = MappingProxyType({}),
+) -> State:
+    """Put a verified checkpoint into model, optimizer, `more` and random generators; returns the loop's state.
 
     Raises RunError when it does not fit the model.
     """
-    for path, wanted in _files(place, model, optimizer):
+    for path, wanted in _files(place, model, optimizer, more):
         _fill(path, wanted)
     state = place.read("state") or {}
     set_random_state(state["random"], load_file(place.rank(0)))
     return state
 
 
-def prove(place: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def prove(
+    place: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    more: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
     """Read back what `save` has just written: hashes verify and every tensor has the bits that it has in memory.
 
     Raises RunError after renaming the folder bad-.., so that no attempt goes on from it.
     """
     flaw = place.flaw()
-    for path, wanted in () if flaw else _files(place, model, optimizer):
+    for path, wanted in () if flaw else _files(place, model, optimizer, more):
         found = load_file(path)
         odd = [n for n in sorted(found.keys() | wanted.keys()) if not _equal(found.get(n), wanted.get(n))]
         flaw = flaw or (f"{path}: {odd[0]} is not what memory holds" if odd else None)
@@ -92,9 +105,8 @@ def prove(place: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 def load_model(place: Checkpoint, model: nn.Module) -> None:
     """Put the weights and all buffers of a checkpoint into a model.  Raises RunError when they do not fit it."""
-    persistent = model.state_dict()
-    _fill(place.model, persistent)
-    _fill(place.state, {n: b for n, b in model.named_buffers() if n not in persistent})
+    _fill(place.model, model.state_dict())
+    _fill(place.state, _rest(model), others=True)
 
 
 def newest(trial: TrialDir, first: int) -> Checkpoint | None:
@@ -155,9 +167,11 @@ def _bytes(t: Tensor) -> Any:
     return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if t.numel() else b""
 
 
-def _fill(path: Path, wanted: Mapping[str, Tensor]) -> None:
-    """Copy a file's tensors into those of the same names; both sides must have the same."""
+def _fill(path: Path, wanted: Mapping[str, Tensor], others: bool = False) -> None:
+    """Copy a file's tensors into those of the same names; both sides must have the same, or the file `others` too."""
     found = load_file(path)
+    if others:
+        found = {name: tensor for name, tensor in found.items() if name in wanted}
     if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.items()}:
         odd = sorted(n for n in found.keys() | wanted.keys() if _shape(found, n) != _shape(wanted, n))[0]
         text = f"{path}: {odd}: {_shape(found, odd)} in the file, {_shape(wanted, odd)} in the model"
@@ -179,12 +193,11 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _files(
-    place: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer
+    place: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, more: Mapping[str, Tensor]
 ) -> tuple[tuple[Path, dict[str, Tensor]], ...]:
     """(file, its tensors in memory) for all but the random state."""
-    persistent = model.state_dict()
-    buffers = {n: b for n, b in model.named_buffers() if n not in persistent}
-    return (place.model, persistent), (place.optim, dict(_optimizer_state(model, optimizer))), (place.state, buffers)
+    state = dict(_optimizer_state(model, optimizer))
+    return (place.model, model.state_dict()), (place.optim, state), (place.state, _rest(model) | dict(more))
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterable[tuple[str, Tensor]]:
@@ -192,6 +205,12 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iter
     for name, p in model.named_parameters():
         for key, tensor in optimizer.state[p].items():
             yield f"{name}/{key}", tensor
+
+
+def _rest(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that do not count as weights."""
+    persistent = model.state_dict()
+    return {n: b for n, b in model.named_buffers() if n not in persistent}
 
 
 def random_state() -> tuple[State, dict[str, Tensor]]:

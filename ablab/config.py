@@ -149,13 +149,14 @@ def create(family: str, values: Mapping[str, Any], where: Mapping[str, str] | No
 
 
 def load(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> RunConfig:
-    """Bind typed values.  Raises BindError or PluginError, both ValueError, naming symbol and origin."""
+    """Bind typed values.  Raises BindError or PluginError, both ValueError, naming symbol and origin, and ValueError
+    for a pruning ramp that does not fit the budget."""
 
     def one(family: str) -> Any:
         (member,) = create(family, values, where)
         return member
 
-    return RunConfig(
+    cfg = RunConfig(
         values=values,
         data=one("DATA"),
         model=one("MODEL"),
@@ -168,6 +169,19 @@ def load(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> R
         eval=bind(Eval, "EVAL", values, where),
         sys=bind(Sys, "SYS", values, where),
     )
+    cfg.prune.ramp(total_steps(cfg, cfg.train.batch_effective * cfg.model.config.block, None))  # raises if it misfits
+    return cfg
+
+
+def total_steps(cfg: RunConfig, tokens: int, samples: int | None) -> int | None:
+    """Optimizer steps of the budget, each of `tokens` tokens; `samples` are those of an epoch.  None for seconds, and
+    for epochs of data that is not there yet."""
+    t = cfg.train
+    if t.budget is Budget.TOKENS:
+        return -(-(t.tokens or 0) // tokens)
+    if t.budget is Budget.EPOCHS:
+        return -(-(t.epochs or 0) * samples // t.batch_effective) if samples else None
+    return t.steps
 
 
 def read(path: Path) -> RunConfig:

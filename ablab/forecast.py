@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ablab.config import Amp, Budget, Device, RunConfig
+from ablab.config import Amp, Device, RunConfig, total_steps
 from ablab.data import DataError
 
 # Dense peaks of one device from the makers' datasheets, 2026-11: TFLOP/s in bf16, in fp32 by TF32 where there is TF32.
@@ -121,17 +121,6 @@ def _kept(cfg: RunConfig, network: torch.nn.Module, ids: torch.Tensor) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, half):
         network(ids, ids)
     return sum(kept.values())
-
-
-def total_steps(cfg: RunConfig, tokens: int, samples: int | None) -> int | None:
-    """Optimizer steps of the budget, each of `tokens` tokens; `samples` are those of an epoch.  None for seconds, and
-    for epochs of data that is not there yet."""
-    t = cfg.train
-    if t.budget is Budget.TOKENS:
-        return -(-(t.tokens or 0) // tokens)
-    if t.budget is Budget.EPOCHS:
-        return -(-(t.epochs or 0) * samples // t.batch_effective) if samples else None
-    return t.steps
 
 
 def here(cfg: RunConfig) -> Forecast:

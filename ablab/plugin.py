@@ -33,13 +33,14 @@ class PluginError(ValueError):
 
 
 class EffectError(Exception):
-    """A contract does not hold."""
+    """Something did not have the effect that it must have; the trial ends as `failed: effect`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clause:
     """One post-condition of a member: `probe` returns (expected, measured), measured and never computed from
-    the configuration.  `moment` is `build` (probe gets the build.Built) or `end` (probe gets the train.Loop).
+    the configuration.  `moment` is `build` (probe gets the build.Built), `eval` or `end` (probe gets the
+    train.Loop): at the end those of `eval`, at every evaluation of a trained model, are judged too.
 
     Numbers agree within `tolerance`, anything else must be equal; a breach ends the trial as `failed: effect`.
     """

@@ -282,11 +282,12 @@ def peak_bytes(device: torch.device) -> int:
     return _peaks[0]
 
 
-def tensors(b: Built) -> dict[str, float]:
-    """Memory by kind, counted on the tensors."""
+def tensors(b: Built, masks: int) -> dict[str, float]:
+    """Memory by kind, counted on the tensors; `masks` are the bytes of the pruner."""
     params, state = list(b.model.parameters()), b.optimizer.state.values()
     return {
         "memory/weights_gib": sum(p.nbytes for p in params) / GIB,
         "memory/grads_gib": sum(p.grad.nbytes for p in params if p.grad is not None) / GIB,
         "memory/optimizer_gib": sum(t.nbytes for s in state for t in s.values()) / GIB,
+        "memory/masks_gib": masks / GIB,
     }

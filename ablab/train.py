@@ -49,7 +49,10 @@ class Loop:
         tokens, epoch = t.batch_effective * built.length, cfg.data.samples("train", built.length)
         peak, clip = forecast.peak(cfg, device), cfg.optim.section.clip_norm
         self.work = Work(t.batch_effective, tokens, tokens * built.flops_per_token, peak, epoch, clip)
-        self.total = forecast.total_steps(cfg, tokens, epoch)
+        self.total = config.total_steps(cfg, tokens, epoch)
+        self.pruner = cfg.prune.build(built.model, built.optimizer, self.total)
+        self.watched: list[Clause] = []
+        """Contracts that every evaluation judges."""
         self.window = Window(self.accum)
         self.pauses = tuple(n for n in (t.log_steps, cfg.eval.interval, t.ckpt_interval, t.ckpt_every) if n)
         """A step that one of these divides is followed by more than the next step."""
@@ -118,7 +121,7 @@ class Loop:
 
     def train_step(self) -> None:
         """One optimizer step, in the order of docs/design.md; a stop between micro batches takes it back."""
-        clocks, optimizer, prune = self.clocks, self.built.optimizer, self.cfg.prune
+        clocks, optimizer, pruner = self.clocks, self.built.optimizer, self.pruner
         start, before = self.mark(), clocks.spent["fwd_bwd"]
         number, progress = self.step + 1, self.used(self.step + 1)
         self.set_rate(self.cfg.optim.section.lr * self.cfg.schedule.scale(number, progress))
@@ -139,15 +142,15 @@ class Loop:
             losses.append(loss.detach())
             self.attempt.moved()
         clocks.to("optimizer")
-        prune.observe()
-        prune.mask_gradients()
+        pruner.observe()
+        pruner.mask_gradients()
         norm = optimizer.gate(sum(losses[1:], losses[0]), self.work.clip, number)
         optimizer.step()
         optimizer.zero_grad()
         self.coupling.update(number, losses)
         self.window.add(losses, norm)  # now and then waits for the device, so while a clock of training runs
         clocks.to("prune")
-        prune.update(number)
+        pruner.update(number, progress)
         clocks.to("other")
         self._book("fwd_bwd", before)
         self.step = self.attempt.status["step"] = number
@@ -224,6 +227,8 @@ class Loop:
         if self.step == 0:
             self.first_loss = loss
             self.attempt.judge([FIRST_LOSS], self, 0)
+        elif self.watched:
+            self.attempt.judge(self.watched, self, self.step)
         if self.best is None or loss < self.best[0]:
             self.best, self.stale = (loss, self.step), 0
         else:
@@ -240,9 +245,9 @@ class Loop:
             m |= {f"opt/{name}": value for name, value in self.built.optimizer.gauges().items()}
         m |= record.memory(self.device) | {"sched/lam": float(self.built.model.lam)}
         if self.window.step < 2 <= self.step:
-            m |= record.tensors(self.built)
+            m |= record.tensors(self.built, self.pruner.nbytes)
         if evaluated:
-            m |= {name: self.latest[name] for name in VALIDATION} | self.gauges
+            m |= {name: self.latest[name] for name in VALIDATION} | self.pruner.gauges() | self.gauges
         if last and self.best:
             m |= {"final/val_loss": self.latest["val_loss"], "final/best_val_loss": self.best[0]}
             m["final/best_val_perplexity"] = perplexity(self.best[0])
@@ -307,10 +312,10 @@ class Loop:
         state |= {"samples": self.step * self.work.samples, "window": self.window.state()}
         state |= {"clocks": dict(self.clocks.spent), "coupling": self.coupling.state()}
         self.rows.sync()  # a checkpoint never knows of rows that a crash can take
-        a.patiently(lambda: checkpoint.save(place, model, optimizer, state, a.guard))
+        a.patiently(lambda: checkpoint.save(place, model, optimizer, state, a.guard, more=self.pruner.state()))
         if not self.proven:
             a.moved()
-            checkpoint.prove(place, model, optimizer)
+            checkpoint.prove(place, model, optimizer, self.pruner.state())
             self.proven = True
         self.saved = self.step
         a.moved()
@@ -326,7 +331,9 @@ class Loop:
 
     def restore(self, place: rundir.Checkpoint) -> None:
         """Go on from a checkpoint, and from what an earlier attempt has already written at its step."""
-        state = checkpoint.load(place, self.built.model, self.built.optimizer)
+        more = self.pruner.state()
+        state = checkpoint.load(place, self.built.model, self.built.optimizer, more)
+        self.pruner.restore(more)
         for name in STATE:
             setattr(self, name, state[name])
         self.set_rate(self.applied[2])
@@ -432,6 +439,7 @@ def _work(a: Attempt) -> None:
     header = {"trial": a.trial.name, "attempt": a.dir.number, "resumed_at_step": loop.step}
     loop.rows = Rows(a.dir.metrics, "metrics", header)
     clauses = [clause for member in build.members(cfg) for clause in member.contracts()]
+    loop.watched = [c for c in clauses if c.moment == "eval"]
     a.judge([*BUILD, *(c for c in clauses if c.moment == "build")], built, loop.step)
     if cfg.sys.compile is Switch.ON:
         a.phase("compile")
@@ -443,7 +451,7 @@ def _work(a: Attempt) -> None:
     stop = loop.run()
     # what came out
     a.phase("end")
-    a.judge([*END, *(c for c in clauses if c.moment == "end")], loop, loop.step)
+    a.judge([*END, *(c for c in clauses if c.moment != "build")], loop, loop.step)
     loop.rows.close()
     a.write("summary", record.summary(loop, stop))
     a.patiently(lambda: rundir.publish(a.trial, a.dir.number, a.lease["lease"]))

@@ -39,9 +39,13 @@ class Arena:
             p.data = self.view(self.weights, p)
             p.grad = self.view(self.grads, p)
 
+    def span(self, p: nn.Parameter) -> slice:
+        """What a parameter occupies."""
+        return slice(self._at[p], self._at[p] + p.numel())
+
     def view(self, flat: Tensor, p: nn.Parameter) -> Tensor:
         """The part of a flat buffer that belongs to a parameter, in its shape."""
-        return flat[self._at[p] : self._at[p] + p.numel()].view(p.shape)
+        return flat[self.span(p)].view(p.shape)
 
 
 class FlatOptimizer(torch.optim.Optimizer):

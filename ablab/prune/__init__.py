@@ -2,12 +2,54 @@
 """Pruners: which weights are zero, and when."""
 
 from abc import abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from ablab.plugin import Plugin
+from ablab.prune._schedule import Curve, Ramp
 
 
-class Prune(Plugin, family="PRUNE"):
-    """Base of the pruners; the order of the calls in one step is that of docs/design.md."""
+class RampBy(Enum):
+    """What says where the ramp ends."""
+
+    FRACTION = "fraction"
+    STEP = "step"
+
+
+class Alloc(Enum):
+    """Among which weights a score is compared."""
+
+    GLOBAL = "global"
+    LAYER = "layer"
+
+
+class Store(Enum):
+    """How a mask is held."""
+
+    BOOL = "bool"
+    BITS = "bits"
+
+
+class Scope(Enum):
+    """What a mask acts on."""
+
+    FULL = "full"
+    WEIGHTS = "weights"
+
+
+class Pruner:
+    """One trial's pruning at work; the order of the calls in one step is that of docs/design.md.
+
+    This one prunes nothing, and is what the dense trial has.
+    """
+
+    def __init__(self, network: nn.Module, tied: bool = False) -> None:
+        self.weights = prunable(network, tied)
+        self.size = sum(p.numel() for p in self.weights.values())
 
     def observe(self) -> None:
         """Called after accumulation with the dense gradients in place."""
@@ -15,6 +57,101 @@ class Prune(Plugin, family="PRUNE"):
     def mask_gradients(self) -> None:
         """Called after `observe`, before clipping."""
 
+    def update(self, step: int, progress: float) -> None:
+        """Called once after optimizer step number `step` (first 1), at `progress` in (0, 1] of the budget.
+
+        Raises EffectError if the weights are not as sparse as they were made.
+        """
+
+    def zeros(self) -> dict[str, int]:
+        """Zeros in each prunable weight, counted.  Waits for the device."""
+        counts = torch.stack([p.numel() - torch.count_nonzero(p.detach()) for p in self.weights.values()])
+        return dict(zip(self.weights, counts.tolist(), strict=True))
+
+    def sparsity(self) -> float:
+        """Share of zeros in the prunable weights, counted."""
+        return sum(self.zeros().values()) / self.size
+
+    def gauges(self) -> dict[str, float]:
+        """Metrics of a row with an evaluation."""
+        return {"sparsity": self.sparsity()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside weights and optimizer; bytes that are not the pruner's own."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take what `state` gave."""
+
+    nbytes = 0
+    """Of masks and scores."""
+
+
+class Prune(Plugin, family="PRUNE"):
+    """Base of the pruning methods."""
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Section:
+        """PRUNE_* symbols that every method shares; none is there without pruning."""
+
+        sparsity: float | None
+        """Share of zeros at the end of the ramp."""
+        initial: float | None
+        """Share of zeros at its begin."""
+        curve: Curve | None
+        warmup: int | None
+        """Step of the first update, where the ramp begins."""
+        ramp_by: RampBy | None
+        ramp_fraction: float | None
+        """Share of the budget at which the ramp ends."""
+        ramp_step: int | None
+        """Step at which the ramp ends."""
+        interval: int | None
+        """Steps between updates of the masks."""
+        alloc: Alloc | None
+        mask: Store | None
+        scope: Scope | None
+        tied: bool | None
+        """A head that is an embedding is pruned too."""
+
+        def __post_init__(self) -> None:
+            if self.sparsity is not None and self.initial > self.sparsity:
+                raise ValueError(
+                    f"CONFIG_PRUNE_INITIAL = {self.initial} : more than CONFIG_PRUNE_SPARSITY = {self.sparsity} ;"
+                    " a ramp only rises"
+                )
+
+    def ramp(self, total: int | None) -> Ramp | None:
+        """The schedule in a budget of `total` steps, None under one of seconds.
+
+        Raises ValueError if the ramp does not end after its begin and in the budget.
+        """
+        s = self.section
+        if s.sparsity is None:
+            return None
+        fixed = s.ramp_by is RampBy.STEP
+        end = s.ramp_step if fixed else None if total is None else int(s.ramp_fraction * total)
+        if end is not None and not s.warmup < end <= (total or end):
+            where = "RAMP_STEP" if fixed else "RAMP_FRACTION"
+            raise ValueError(
+                f"CONFIG_PRUNE_WARMUP = {s.warmup} : the ramp must end after it and within {total or 'all'} steps,"
+                f" but CONFIG_PRUNE_{where} ends it at step {end}"
+            )
+        return Ramp(s.initial, s.sparsity, s.curve, s.warmup, s.interval, end, s.ramp_fraction)
+
     @abstractmethod
-    def update(self, step: int) -> None:
-        """Called once after optimizer step number `step` (first 1)."""
+    def build(self, network: nn.Module, optimizer: Any, total: int | None) -> Pruner:
+        """Called once per trial, with the network on its device and its optim.FlatOptimizer.
+
+        Raises ValueError as `ramp` does, or when the network has nothing to prune.
+        """
+
+
+def prunable(network: nn.Module, tied: bool) -> dict[str, nn.Parameter]:
+    """Weights of Linear and Conv2d by name, in the order of the model; one that embeds only if `tied`."""
+    kinds = {m.weight: isinstance(m, nn.Embedding) for m in network.modules() if isinstance(m, LAYERS)}
+    ties = {network.get_parameter(name) for name in network.ties.values()} if tied else set()
+    return {n: p for n, p in network.named_parameters() if p.requires_grad and (kinds.get(p) is False or p in ties)}
+
+
+LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""Whole trials that prune: rows, contracts, ends, resume."""
+
+import itertools
+import os
+import signal
+
+import pytest
+import torch
+
+from ablab import rundir
+from ablab.prune._mask import Mask
+from tests import trial as tiny
+from tests.test_resume import disturbed
+
+PRUNED = "CONFIG_PRUNE_MAGNITUDE=y\nCONFIG_PRUNE_WARMUP=4\nCONFIG_PRUNE_INTERVAL=2\n"
+SPAM = "CONFIG_OPT_ADAMWSPAM=y\nCONFIG_OPT_ADAMWSPAM_PROFILE_LAB=y\nCONFIG_OPT_ADAMWSPAM_INTERVAL=9\n"
+SPAM += "CONFIG_OPT_ADAMWSPAM_REWARM=3\nCONFIG_OPT_ADAMWSPAM_GRACE=2\n"
+
+
+def run(tmp_path, extra, before=lambda: None):
+    trial = tiny.campaign(tmp_path, extra)
+    attempt = tiny.claim(trial)
+    return trial, attempt, os.waitstatus_to_exitcode(tiny.forked(attempt, before))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    trial, attempt, code = run(tmp_path_factory.mktemp("whole"), PRUNED + SPAM)
+    assert code == 0, attempt.log.read_text()
+    return trial
+
+
+def test_rows_and_contracts_show_the_sparsity(whole):
+    rows = [r["m"] for r in rundir.rows(whole)]
+    seen = [(m["sparsity"], m["sparsity/target"], m["sparsity/mask"]) for m in rows if "val_loss" in m]
+    assert [s for s, *_ in seen] == [m for *_, m in seen] == sorted(s for s, *_ in seen)
+    assert seen[-1] == (0.5, 0.5, 0.5) and seen[0] == (0.0, 0.0, 0.0)
+    assert all(abs(s - t) < 1e-4 for s, t, _ in seen)
+    assert sum("sparsity/blocks.0.mlp.up.weight" in m for m in rows) == len(seen) == 6
+    assert [m["memory/masks_gib"] for m in rows if "memory/masks_gib" in m] == [16384 / 2**30]
+    assert all({"opt/spike_frac", "opt/soft_reset_frac", "opt/rewarm"} <= m.keys() for m in rows[1:])
+    contracts = {c["name"]: c for c in whole.summary()["contracts"]}
+    assert all(contracts[f"prune/{name}"]["ok"] for name in ("sparsity", "mask", "final"))
+    assert contracts["prune/final"]["measured"] == 0.5
+
+
+@pytest.mark.parametrize("point", [60, 100, 130])
+def test_a_stop_is_resumed_bitwise_equal(tmp_path, whole, point):
+    trial = tiny.campaign(tmp_path, PRUNED + SPAM)
+    states = disturbed(trial, [point], signal.SIGTERM)
+    assert states[0] in ("preempted", "interrupted") and states[1:] == ["done"]
+    assert tiny.outcome(trial) == tiny.outcome(whole)
+
+
+def test_masks_that_are_not_applied_fail_the_trial(tmp_path):
+    def before():
+        Mask.apply = lambda self, *flats: None
+
+    _, attempt, code = run(tmp_path, PRUNED, before)
+    said = attempt.read("exit")
+    assert code == 1 and (said["state"], said["class"]) == ("failed", "effect")
+    assert "prune/zeros: expected 3705 of 16384, measured 3705 in the mask and 0 in the weights" in said["message"]
+
+
+def test_weights_that_come_back_fail_the_trial_at_the_next_evaluation(tmp_path):
+    def before():
+        real, calls = Mask.apply, [0]
+
+        def apply(self, *flats):
+            calls[0] += 1
+            if len(flats) > 1 or calls[0] < 12:
+                real(self, *flats)
+            if len(flats) == 1 and calls[0] > 12:
+                flats[0].fill_(1e-3)  # gradients that nobody masks
+
+        Mask.apply = apply
+
+    _, attempt, code = run(tmp_path, PRUNED, before)
+    said = attempt.read("exit")
+    assert code == 1 and said["class"] == "effect" and "prune/" in said["message"]
+
+
+def test_a_dense_trial_with_zeros_fails(tmp_path):
+    def before():
+        real = torch.count_nonzero
+        torch.count_nonzero = lambda t: real(t) - 10  # ten zeros in each matrix
+
+    _, attempt, code = run(tmp_path, "", before)
+    said = attempt.read("exit")
+    assert code == 1 and said["class"] == "effect" and "prune/dense" in said["message"]
+
+
+def test_a_ramp_beyond_the_budget_is_refused(tmp_path):
+    extra = PRUNED.replace("WARMUP=4", "WARMUP=15")
+    _, attempt, code = run(tmp_path, extra)
+    assert code == 2 and "CONFIG_PRUNE_WARMUP = 15" in attempt.read("exit")["message"]
+
+
+def test_a_budget_of_seconds_reaches_the_end_of_the_ramp(tmp_path):
+    def before():
+        from ablab.window import Clocks
+
+        calls = itertools.count()
+        Clocks.training = lambda self: next(calls) / 50  # seconds, as often as somebody asks
+
+    extra = PRUNED + "CONFIG_TRAIN_BUDGET_TIME=y\nCONFIG_TRAIN_TIME=2\n"
+    trial, attempt, code = run(tmp_path, extra, before)
+    assert code == 0, attempt.log.read_text()
+    last = [r["m"]["sparsity"] for r in rundir.rows(trial) if "sparsity" in r["m"]][-1]
+    assert last == 0.5
