@@ -75,7 +75,8 @@ def start(plan: Plan, options: Options) -> int:
             forecast=made,
         )
         if wanted and made:
-            print("forecast", *_forecast.lines(_forecast.of(plan, made, results), len(plan.trials)), sep="  ")
+            for line in _forecast.lines(_forecast.of(plan, made, results), len(plan.trials)):
+                print(f"forecast  {line}", flush=True)
         # weights and two moments in fp32: what a checkpoint of the largest trial may take
         size = max([12 * (t["params"] or 0) for t in verdict.get("trials", ())], default=0)
         content["policy"] |= {"jobs": plan.settings.jobs, "checkpoint_bytes": size}

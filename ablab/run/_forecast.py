@@ -80,7 +80,9 @@ def lines(found: Mapping[str, Any], trials: int) -> list[str]:
 
 def table(plan: Plan, made: Made) -> str:
     """A line for each configuration, as `make estimate` prints them."""
-    text, seeds = [], {t.group: [u.id for u in plan.trials if u.group == t.group] for t in plan.trials}
+    text, seeds = [], {}
+    for t in plan.trials:
+        seeds.setdefault(t.group, []).append(t.id)
     for group, ids in seeds.items():
         if f := made.get(group):
             memory = " / ".join(f"{gib:.2f}" for gib in f["mem_gib"])
