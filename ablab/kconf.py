@@ -263,6 +263,11 @@ class Tree:
         active = (r for r in self._syms[name].ranges if kl.expr_value(r[2]))
         return next(((low.str_value, high.str_value) for low, high, _ in active), None)
 
+    def span(self, name: str) -> tuple[int, int] | None:
+        """The range of an int symbol as it is written, whether the symbol is visible now or not."""
+        found = self._syms[name].ranges if name in self._syms else []
+        return next(((int(low.str_value), int(high.str_value)) for low, high, _ in found), None)
+
     def selection(self, name: str) -> str | None:
         """The selected member of the choice that the symbol belongs to."""
         choice = self._syms[name].choice
