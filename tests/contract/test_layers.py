@@ -32,6 +32,8 @@ L2 = {
     "evaluate",
     "checkpoint",
     "check",
+    "rig",
+    "dist",
     "forecast",
     "infer",
 }
