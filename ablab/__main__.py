@@ -7,8 +7,9 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ RUN = "NAME CHECK NEW YES"
 TABLE = "table json csv"
 ASK_FROM = 9  # trials from which a start at a terminal is confirmed once
 ALLOWED = {  # variable -> (pattern of its whole value, what that is), for those that no symbol takes
-    **dict.fromkeys(("ALL", "CHECK", "DROP", "DRY_RUN", "NEW", "V", "YES"), ("[01]", "0 or 1")),
+    **dict.fromkeys(("ALL", "CHECK", "DDP", "DROP", "DRY_RUN", "NEW", "V", "YES"), ("[01]", "0 or 1")),
     **dict.fromkeys(
-        ("CAMPAIGN", "KCONFIG_SEED", "NAME", "O", "STUDY"), (".+", "empty; give it a value or leave it out")
+        ("CAMPAIGN", "GPU", "KCONFIG_SEED", "NAME", "O", "STEP", "STUDY"),
+        (".+", "empty; give it a value or leave it out"),
     ),
     "JOBS": ("auto|0|[1-9][0-9]{0,3}", "a number of trials at once, or auto"),
     "KEEP_GOING": ("[yn]", "y or n"),
+    "RANDOM": ("[1-9][0-9]{0,4}", "a number of configurations"),
     "POINTS": ("0|[1-9][0-9]{0,8}", "a number of points, 0 for all"),
     "SHOW": ("anyway", "anyway"),
 }
@@ -164,14 +167,31 @@ def _(v: Vars) -> int:
 
 def planned(v: Vars, dotless: bool = True) -> Any:
     """The plan of .config and the make line; `dotless` loads defconfigs/demo where there is no .config."""
-    from ablab import machine, plan
+    from ablab import plan
 
     if not (ROOT / ".config").exists() and dotless:
         text = "no .config: loading defconfigs/demo; make list-defconfigs shows others, make defconfig-NAME loads one"
         print(text, file=sys.stderr)  # stdout may be for a script
         configure.defconfig(ROOT, "demo")
     configure.refresh(ROOT)
-    return plan.expand(configure.read(ROOT), v, machine.inventory(), name=configure.origin(ROOT)["defconfig"])
+    return plan.expand(configure.read(ROOT), v, hardware(v), name=configure.origin(ROOT)["defconfig"])
+
+
+def of_study(name: str, v: Vars, machine: Any) -> Any:
+    """The plan of a shipped study, whatever .config holds."""
+    from ablab import plan, study
+
+    return plan.expand(configure.layers(ROOT, study.find(name).name), dict(v), machine, name=name)
+
+
+def hardware(v: Vars) -> Any:
+    """This machine; with GPU= as if it had that GPU, since what is automatic follows the device."""
+    from ablab import machine
+
+    here, gpu = machine.inventory(), v.get("GPU")
+    if gpu is None:
+        return here
+    return replace(here, devices=(machine.Device(kind="cuda", name=gpu, uuid=gpu, memory_bytes=0),))
 
 
 def results(v: Vars) -> Path:
@@ -234,7 +254,7 @@ def _(v: Vars) -> int:
 
     todo = planned(v)
     if v.get("DRY_RUN") == "1":
-        return run.check(todo, options(v))
+        return run.check([todo], options(v))[0]
     return run.start(todo, options(v, len(todo.trials)))
 
 
@@ -248,28 +268,53 @@ def _(v: Vars) -> int:
     return show(v, plan.listing(todo, lines), plan.as_json(todo) | {"forecast": found})
 
 
-@verb("check", takes=f"{PLAN} STEP STUDY", symbols=True, streams=True)
+@verb("check", takes=f"{PLAN} STEP STUDY GPU DDP RANDOM KCONFIG_SEED", symbols=True)
 def _(v: Vars) -> int:
-    """Dry-run every step: build, train two steps, evaluate, save, load, resume.  STEP=ID picks one; without
-    .config all shipped studies.  Exit 1 if any fails."""
-    from ablab import machine, plan, run, study
+    """Dry-run every step of the configured study, small: build, train, evaluate, save, load, resume, decode.
 
-    if "STUDY" not in v and ((ROOT / ".config").exists() or "STEP" in v):
-        return run.check(planned(v), options(v), v.get("STEP"))
-    names = (
-        [study.find(v["STUDY"]).name] if "STUDY" in v else sorted(p.stem for p in (ROOT / "studies").glob("*.study"))
-    )
-    plans = [plan.expand(configure.layers(ROOT, n), dict(v), machine.inventory(), name=n) for n in names]
-    return max(run.check(p, options(v), v.get("STEP")) for p in plans)
+    STUDY=NAME and STEP=NAME:ID choose shipped ones, STEP=ID one of .config; without .config all shipped studies.
+    DDP=1 adds a step in two processes, GPU=a10g whether full-size models fit there.  Exit 1 if any fails, 4 if one
+    cannot fit.  RANDOM=200 tries random configurations instead, from KCONFIG_SEED on, and shrinks what fails.  What
+    was not covered is listed; the verdict is also a file, whose path is the last line.
+    """
+    from ablab import run
+    from ablab.run import chance
+
+    name, _, step = v.get("STEP", "").rpartition(":")
+    if name and v.get("STUDY", name) != name:
+        raise kconf.ConfigError([f"make line: error: STEP={v['STEP']}: is not of STUDY={v['STUDY']}; keep one"])
+    name, dotted, machine = name or v.get("STUDY", ""), (ROOT / ".config").exists(), hardware(v)
+    shipped = sorted(p.stem for p in (ROOT / "studies").glob("*.study"))
+    if step and not name and not dotted:
+        text = f"STEP={step}: of which study? there is no .config; write STEP=NAME:{step}; studies: {' '.join(shipped)}"
+        raise kconf.ConfigError([f"make line: error: {text}"])
+    asked = {"gpu": v.get("GPU"), "ddp": v.get("DDP") == "1", "random": "RANDOM" in v}
+    if "RANDOM" in v:
+        seed = number("KCONFIG_SEED", v.get("KCONFIG_SEED") or str(int(time.time())), int)
+        plans, refused = chance.plans(number("RANDOM", v["RANDOM"], int), seed, machine, results(v) / "random")
+        print(f"random configurations from KCONFIG_SEED={seed} on: {len(plans)} planned, {len(refused)} refused")
+    elif name or not dotted:
+        plans = [of_study(n, v, machine) for n in ([name] if name else shipped)]
+    else:
+        plans = [planned(v)]
+    json_ = v.get("FORMAT") == "json"
+    with contextlib.redirect_stdout(sys.stderr) if json_ else contextlib.nullcontext():
+        code, place = run.check(
+            plans, options(v), step or None, named=bool(name) or not dotted or "RANDOM" in v, **asked
+        )
+    if json_ and place:
+        print(place.read_text(), end="")
+    return code
 
 
-@verb("estimate", "CAMPAIGN", takes=PLAN, symbols=True, streams=True)
+@verb("estimate", "CAMPAIGN", takes=f"{PLAN} GPU", symbols=True, streams=True)
 def _(v: Vars) -> int:
-    """Time and memory before a start; with a running campaign the time left and its basis."""
+    """Time and memory before a start, for this machine or GPU=a10g (exit 4 if a model cannot fit); with a running
+    campaign the time left and its basis."""
     from ablab import run
 
     if "CAMPAIGN" not in v:
-        return run.forecast(planned(v), options(v))
+        return run.forecast(planned(v), options(v), v.get("GPU"))
     print(run.left(campaign(v)))
     return 0
 

@@ -122,8 +122,7 @@ def build(cfg: RunConfig, device: torch.device, n_vocab: int | None = None) -> B
     network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, n_vocab)
     fingerprint = model.fingerprint(network)
     network.to(device)
-    rule = cfg.optim.section
-    groups = split(network, rule.weight_decay, rule.decay_embed, cfg.schedule.section.ramps)
+    groups = grouped(cfg, network)
     counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
     params = list(network.parameters())
     trainable = sum(p.numel() for p in params if p.requires_grad)
@@ -140,6 +139,12 @@ def build(cfg: RunConfig, device: torch.device, n_vocab: int | None = None) -> B
         fingerprint=fingerprint,
         flops_per_token=network.flops_per_token(c.block),
     )
+
+
+def grouped(cfg: RunConfig, network: nn.Module) -> list[dict[str, Any]]:
+    """The parameter groups of a trial."""
+    rule = cfg.optim.section
+    return split(network, rule.weight_decay, rule.decay_embed, cfg.schedule.section.ramps)
 
 
 def split(network: nn.Module, weight_decay: float, decay_embed: bool, rests: bool = False) -> list[dict[str, Any]]:

@@ -2,37 +2,55 @@
 """What a trial will need: memory and time, before it runs."""
 
 import math
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
-from ablab.config import Amp, Device, RunConfig, total_steps
+from ablab import config
+from ablab.config import Amp, Device, RunConfig, Switch, total_steps
 from ablab.data import DataError
+from ablab.kconf import ranked
 
-# Dense peaks of one device from the makers' datasheets, 2026-11: TFLOP/s in bf16, in fp32 by TF32 where there is TF32.
-# The first name that fits counts.  An MI250 is two devices: half of its datasheet.
+
+class Gpu(NamedTuple):
+    """One device, from the maker's datasheet."""
+
+    bf16: float
+    """Dense TFLOP/s."""
+    fp32: float
+    """By TF32 where there is TF32."""
+    gib: float
+
+
+# Datasheets, 2026-11.  The first name that fits counts.  An MI250 is two devices: half of its datasheet.
 PEAKS = {
-    "H200": (989.0, 495.0),
-    "H100 PCIe": (756.0, 378.0),
-    "H100 NVL": (835.0, 418.0),
-    "H100": (989.0, 495.0),
-    "B200": (2250.0, 1125.0),
-    "A100": (312.0, 156.0),
-    "A10G": (70.0, 35.0),
-    "L40S": (362.0, 183.0),
-    "L40": (181.0, 90.5),
-    "L4": (121.0, 60.0),
-    "RTX 4090": (165.0, 83.0),
-    "RTX 3090": (71.0, 36.0),
-    "MI300X": (1307.0, 654.0),
-    "MI250X": (191.5, 47.9),
-    "MI250": (181.0, 45.3),
-    "W7900": (123.0, 61.0),
+    "H200": Gpu(989.0, 495.0, 141),
+    "H100 PCIe": Gpu(756.0, 378.0, 80),
+    "H100 NVL": Gpu(835.0, 418.0, 94),
+    "H100": Gpu(989.0, 495.0, 80),
+    "B200": Gpu(2250.0, 1125.0, 180),
+    "A100-SXM4-80GB": Gpu(312.0, 156.0, 80),
+    "A100 80GB": Gpu(312.0, 156.0, 80),
+    "A100": Gpu(312.0, 156.0, 40),
+    "A10G": Gpu(70.0, 35.0, 24),
+    "L40S": Gpu(362.0, 183.0, 48),
+    "L40": Gpu(181.0, 90.5, 48),
+    "L4": Gpu(121.0, 60.0, 24),
+    "RTX 4090": Gpu(165.0, 83.0, 24),
+    "RTX 3090": Gpu(71.0, 36.0, 24),
+    "MI300X": Gpu(1307.0, 654.0, 192),
+    "MI250X": Gpu(191.5, 47.9, 64),
+    "MI250": Gpu(181.0, 45.3, 64),
+    "W7900": Gpu(123.0, 61.0, 48),
 }
+USABLE = 0.93  # of the datasheet's memory: error correction and the driver take up to 7 %
 GIB = 1 << 30
 BASE_GIB = (0.3, 0.8)  # of a process: torch on a CPU; torch and a CUDA context
-MEM_BAND = (1.0, 1.15, 1.5)  # allocator slack and what backward holds for a moment, as factors
+MEM_BAND = (1.0, 1.1, 1.4)  # allocator slack, as factors
+COMPILED = 0.6  # a compiled graph keeps less for backward: of the activations, in the low estimate
 TIME_BAND = ((0.85, 0.7), (0.65, 1.0), (0.4, 2.0))  # share of the peak that products reach; factor on dispatch
 DISPATCH_S = 5e-4  # seconds of a block, forward and backward, that no size of the model takes away
 
@@ -46,9 +64,28 @@ def peak(cfg: RunConfig, device: torch.device) -> float | None:
     return found[0 if half else 1] * 1e12 if found and (half or cfg.sys.tf32) else None
 
 
-def listed(name: str) -> tuple[float, float] | None:
-    """TFLOP/s in bf16 and in fp32 of the GPU that torch calls `name`."""
-    return next((rates for key, rates in PEAKS.items() if key in name), None)
+def listed(name: str) -> Gpu | None:
+    """The GPU that torch calls `name`."""
+    return next((gpu for key, gpu in PEAKS.items() if key in name), None)
+
+
+def named(text: str) -> Gpu:
+    """The GPU that a user calls `text`, whatever the case, blanks and dashes.  Raises ValueError."""
+    known = {_plain(key): key for key in PEAKS}
+    if _plain(text) not in known:
+        near = " or ".join(known[n] for n in ranked(_plain(text), known)[:3])
+        raise ValueError(f"GPU={text}: no such GPU; nearest: {near}; known: {', '.join(PEAKS)}")
+    return PEAKS[known[_plain(text)]]
+
+
+def _plain(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def present() -> Gpu:
+    """The first GPU of this machine, with the memory that torch sees."""
+    found = listed(torch.cuda.get_device_name(0)) or Gpu(0.0, 0.0, 0)
+    return found._replace(gib=torch.cuda.get_device_properties(0).total_memory / GIB / USABLE)
 
 
 def gemm_rate(dtype: torch.dtype, size: int = 512, repeats: int = 8) -> float:
@@ -69,45 +106,76 @@ class Forecast:
     mem_gib: tuple[float, float, float]
     hours: tuple[float, float, float] | None
     steps: int | None
+    flops: float
+    """Of forward and backward, per token."""
+
+
+def memory(cfg: RunConfig, n_vocab: int | None, micro: int | None = None) -> Forecast:
+    """What a trial will hold, at its micro batch or another.
+
+    Weights, gradients and optimizer state are exact.  Activations are what a forward keeps for backward, from tensors
+    without memory; blocks between the first and the last are alike, so two and three tell of any number.
+    """
+    micro, name = micro or cfg.train.batch_micro, "MODEL_GPT_LAYERS"
+    with torch.device("meta"):
+        network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, n_vocab)
+    weights, layers = sum(p.nbytes for p in network.parameters()), cfg.values.get(name, 0)
+    if layers > 3:
+        less, more = (_kept(config.load({**cfg.values, name: n}), n_vocab, micro) for n in (2, 3))
+        kept, largest = more[0] + (layers - 3) * (more[0] - less[0]), more[1]
+    else:
+        kept, largest = _kept(cfg, n_vocab, micro)
+    state = cfg.optim.state_bytes * sum(p.numel() for p in network.parameters())
+    items = {"weights": weights, "gradients": weights, "optimizer": state, "activations": kept}
+    items["backward"] = 2 * largest  # the loss's gradients, as large as what they belong to, before anything is freed
+    exact, base = sum(items.values()), BASE_GIB[cfg.sys.device is Device.CUDA]
+    low = exact - (1 - COMPILED) * kept if cfg.sys.compile is Switch.ON else exact
+    mem = tuple(size * factor / GIB + base for size, factor in zip((low, exact, exact), MEM_BAND, strict=True))
+    return Forecast(items, mem, None, None, network.flops_per_token(cfg.model.config.block))
+
+
+def verdict(cfg: RunConfig, n_vocab: int | None, found: Forecast, gpu: Gpu) -> str:
+    """Whether that fits into a GPU; if it may not, with the largest micro batch that likely does, at equal effective
+    batch."""
+    room = USABLE * gpu.gib
+    low, likely, high = found.mem_gib
+    text = f"{low:.1f} / {likely:.1f} / {high:.1f} GiB of {room:.1f}"
+    if likely <= room:
+        return f"fits: {text}" if high <= room else f"likely fits: {text}"
+    now, whole = cfg.train.batch_micro, cfg.train.batch_effective
+    smaller = [n for n in range(now - 1, 0, -1) if whole % n == 0]
+    fix = next((n for n in smaller if memory(cfg, n_vocab, n).mem_gib[1] <= room), None)
+    advice = f"CONFIG_TRAIN_BATCH_MICRO={fix} fits" if fix else "no micro batch fits"
+    return f"{'does not fit' if low > room else 'may not fit'}: {text}; {advice}"
 
 
 def forecast(cfg: RunConfig, n_vocab: int | None, samples: int | None, rate: float | None) -> Forecast:
-    """What a trial will need.  Weights, gradients and optimizer state are exact, and activations are what a forward
-    keeps for backward, both from tensors without memory.  `samples` are those of an epoch, None as long as there is
-    no prepared data; `rate` is `peak`.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode  # here: it imports sympy, one second
-
+    """What a trial will need.  `samples` are those of an epoch, None as long as there is no prepared data; `rate` is
+    `peak`."""
     t, c = cfg.train, cfg.model.config
-    # not the meta device: attention there takes a path that keeps T x T
-    with FakeTensorMode():
-        network = cfg.model.build(cfg.attention, cfg.mlp, t.seed, n_vocab)
-        kept = _kept(cfg, network, torch.zeros(t.batch_micro, c.block, dtype=torch.long))
-    weights = sum(p.nbytes for p in network.parameters())
-    state = cfg.optim.state_bytes * sum(p.numel() for p in network.parameters())
-    items = {"weights": weights, "gradients": weights, "optimizer": state, "activations": kept}
-    exact, base = sum(items.values()), BASE_GIB[cfg.sys.device is Device.CUDA]
-    mem = tuple(exact * factor / GIB + base for factor in MEM_BAND)
+    found = memory(cfg, n_vocab)
     tokens = t.batch_effective * c.block
     steps = total_steps(cfg, tokens, samples)
     if rate is None or (steps is None and not t.time):
-        return Forecast(items, mem, None, steps)
+        return replace(found, steps=steps)
     if steps is None:
         hours = (t.time or 0) / 3600
-        return Forecast(items, mem, (hours, 1.1 * hours, 1.3 * hours), steps)
-    flops = network.flops_per_token(c.block)
+        return replace(found, hours=(hours, 1.1 * hours, 1.3 * hours))
     evaluated = (steps // cfg.eval.interval + 2) * cfg.eval.tokens / 3  # forward is a third
     trained = steps * tokens + evaluated
     passes = trained / (t.batch_micro * c.block) + (evaluated / t.batch_micro if cfg.eval.kvprune else 0)
     calls = passes * (DISPATCH_S * (c.layers + 1))
-    hours = tuple((flops * trained / rate / share + calls * slow) / 3600 for share, slow in TIME_BAND)
-    return Forecast(items, mem, hours, steps)
+    hours = tuple((found.flops * trained / rate / share + calls * slow) / 3600 for share, slow in TIME_BAND)
+    return replace(found, hours=hours, steps=steps)
 
 
-def _kept(cfg: RunConfig, network: torch.nn.Module, ids: torch.Tensor) -> int:
-    """Bytes that one forward keeps for backward, weights apart."""
-    own = {p.untyped_storage()._cdata for p in network.parameters()}
+def _kept(cfg: RunConfig, n_vocab: int | None, micro: int) -> tuple[int, int]:
+    """Bytes that one forward keeps for backward, weights apart: all of them, and of the largest tensor."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # here: it imports sympy, one second
+
     kept: dict[int, int] = {}
+    alive: list[torch.Tensor] = []
+    half = cfg.sys.amp is Amp.BF16
 
     def pack(t: torch.Tensor) -> torch.Tensor:
         storage = t.untyped_storage()
@@ -116,15 +184,19 @@ def _kept(cfg: RunConfig, network: torch.nn.Module, ids: torch.Tensor) -> int:
             alive.append(t)  # a freed storage would give its address to the next
         return t
 
-    alive: list[torch.Tensor] = []
-    half = cfg.sys.amp is Amp.BF16
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, half):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+    # not the meta device: attention there takes a path that keeps T x T
+    with FakeTensorMode(), hooks, torch.autocast("cpu", torch.bfloat16, half):
+        network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, n_vocab)
+        own = {p.untyped_storage()._cdata for p in network.parameters()}
+        ids = torch.zeros(micro, cfg.model.config.block, dtype=torch.long)
         network(ids, ids)
-    return sum(kept.values())
+    return sum(kept.values()), max(kept.values())
 
 
-def here(cfg: RunConfig) -> Forecast:
-    """The forecast of a resolved configuration on this machine."""
+def here(cfg: RunConfig, gpu: Gpu | None = None) -> tuple[Forecast, str]:
+    """The forecast of a resolved configuration on this machine or on a GPU, and whether it fits there; empty where no
+    GPU is asked for."""
     device = torch.device("cuda" if cfg.sys.device is Device.CUDA and torch.cuda.is_available() else "cpu")
     known = device.type == "cuda" or cfg.sys.device is Device.CPU
     try:
@@ -134,4 +206,6 @@ def here(cfg: RunConfig) -> Forecast:
         vocab = samples = None
     if known and device.type == "cpu":
         torch.set_num_threads(cfg.sys.threads)
-    return forecast(cfg, vocab, samples, peak(cfg, device) if known else None)
+    rate = gpu[0 if cfg.sys.amp is Amp.BF16 else 1] * 1e12 if gpu else peak(cfg, device) if known else None
+    found, there = forecast(cfg, vocab, samples, rate), gpu or (present() if device.type == "cuda" else None)
+    return found, verdict(cfg, vocab, found, there) if there else ""

@@ -15,7 +15,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 if a figure falls short of its target")
     parser.add_argument("--quick", action="store_true", help="under a minute: one thread, small shapes, few samples")
     parser.add_argument("--threads", type=int, help="1 counts process CPU time; default: all cores, in wall time")
-    parser.add_argument("--only", default="", help="rows: tiny mac small gpt2 attention rowstat optimizer decode first matrix")
+    parser.add_argument(
+        "--only", default="", help="rows: tiny mac small gpt2 attention rowstat optimizer decode first matrix check"
+    )
     parser.add_argument("--out", type=Path, help="where the JSON goes; default: benchmarks/results/")
     args = parser.parse_args(argv)
 
@@ -35,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         "decode": lambda f: decode.step(threads, rounds, quick=args.quick),
         "rowstat": lambda f: rowstat.statistics(threads, rounds, limit_s),
         "first": lambda f: scheduling.first_step(f, 3 if args.quick else 9),
+        "check": lambda f: scheduling.dry_run(f, 1 if args.quick else 3),
         "matrix": lambda f: scheduling.matrix(f, len(cores), *((60, 2) if args.quick else (400, 6))),
     }
     wanted = args.only.split() or [r for r in rows if not args.quick or r not in ("small", "gpt2")]

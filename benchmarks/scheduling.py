@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Scheduling rows of `make bench`: queued to first step, and a matrix against runs one after another.
+"""Scheduling rows of `make bench`: queued to first step, a matrix against runs one after another, the dry run.
 
-`benchmarks.scheduling FOLDER SHAPE STEPS SEEDS JOBS` is a campaign, `.. peer SHAPE STEPS` a peer run.
+`benchmarks.scheduling FOLDER SHAPE STEPS SEEDS JOBS` is a campaign, `.. peer SHAPE STEPS` a peer run, `.. check FOLDER
+DDP` a dry run.
 """
 
 import json
@@ -57,6 +58,38 @@ def first_step(folder: Path, trials: int) -> list[Figure]:
     return [Figure("queued to first step, tiny", value, "s", "<= 0.3", text, dirty, samples={"ablab": waits})]
 
 
+def dry_run(folder: Path, rounds: int) -> list[Figure]:
+    """Wall seconds of `make check` on 19 steps in a fresh process, alone and with a step in two processes."""
+    figures = []
+    for name, ddp, target in (("check of 19 steps, cold", "0", "<= 6"), ("the same with DDP=1", "1", "<= 15")):
+        load, walls = Load(), []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            _python("check", str(folder / "check"), ddp)
+            walls.append(time.perf_counter() - start)
+        dirty = load.others() > DIRTY_CORES
+        verdict = json.loads((folder / "check" / "check.json").read_text())
+        warm = statistics.median(t["seconds"] for t in verdict["trials"])
+        text = f"median of {rounds}; {len(verdict['trials'])} steps, one more takes {warm:.2f} s"
+        figures.append(Figure(name, statistics.median(walls), "s", target, text, dirty, samples={"ablab": walls}))
+    return figures
+
+
+def check(folder: str, ddp: str) -> int:
+    """The study `ratio` where it is shipped, else 19 widths of the 124M model."""
+    from ablab import configure, kconf, machine, plan, run
+
+    shipped = (kconf.ROOT / "studies/ratio.study").exists()
+    if shipped:
+        layers, asked = configure.layers(kconf.ROOT, "ratio"), {}
+    else:
+        text = f'CONFIG_DATA_SYNTH=y\nCONFIG_DATA_DIR="{folder}/data"\n'
+        layers = [*configure.layers(kconf.ROOT, "gpt2-124m"), kconf.lex(Path("bench"), text, "bench")]
+        asked = {"SWEEP": "MLP_GELU_WIDTH=768..3072/128"}
+    todo = plan.expand(layers, asked, machine.inventory(), name="ratio" if shipped else "widths")
+    return run.check([todo], run.Options(results=Path(folder)), ddp=ddp == "1")[0]
+
+
 def _python(*argv: str) -> None:
     done = subprocess.run([sys.executable, "-m", "benchmarks.scheduling", *argv], capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
@@ -106,4 +139,5 @@ def peer(name: str, steps: str) -> int:
 
 if __name__ == "__main__":
     words: Any = sys.argv[1:]
-    sys.exit(peer(*words[1:]) if words[0] == "peer" else campaign(*words))
+    call = {"peer": peer, "check": check}.get(words[0])
+    sys.exit(call(*words[1:]) if call else campaign(*words))

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Forecasts: exact where they say so, inside their band where not, None where nothing is known."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -49,6 +52,69 @@ def test_activations_grow_with_the_micro_batch(tmp_path):
     assert large.items["weights"] == small.items["weights"]
 
 
+def test_blocks_that_are_not_built_count_as_if_they_were(tmp_path):
+    cfg = load(tmp_path, "CONFIG_MODEL_GPT_LAYERS=7\n")
+    assert forecast.memory(cfg, 256).items["activations"] == forecast._kept(cfg, 256, 2)[0]
+
+
+def test_the_first_moment_of_backward_holds_two_more_of_the_largest_tensor(tmp_path):
+    """A loss over a large vocabulary: log-probabilities are kept, their gradient and that of the logits come."""
+    found = forecast.memory(load(tmp_path, "CONFIG_MODEL_GPT_VOCAB=4096\n"), 4096).items
+    assert found["backward"] == 2 * 2 * 32 * 4096 * 4
+
+
+def test_a_smaller_micro_batch_is_offered_where_one_fits(tmp_path):
+    cfg = load(tmp_path, "CONFIG_TRAIN_BATCH_MICRO=4\nCONFIG_MODEL_GPT_BLOCK=2048\nCONFIG_MODEL_GPT_VOCAB=50304\n")
+    needs = {n: forecast.memory(cfg, 256, n) for n in (1, 2, 4)}
+    room = (needs[2].mem_gib[1] + needs[4].mem_gib[0]) / 2
+    gpu = forecast.Gpu(1.0, 1.0, room / forecast.USABLE)
+    assert needs[2].mem_gib[1] < room < needs[4].mem_gib[0]
+    assert forecast.verdict(cfg, 256, needs[4], gpu).startswith("does not fit: ")
+    assert forecast.verdict(cfg, 256, needs[4], gpu).endswith("; CONFIG_TRAIN_BATCH_MICRO=2 fits")
+    assert forecast.verdict(cfg, 256, needs[1], gpu).startswith("fits: ")
+    assert forecast.verdict(cfg, 256, needs[4], gpu._replace(gib=0.1)).endswith("; no micro batch fits")
+
+
+STEPS = """
+import resource, sys, torch
+from pathlib import Path
+from ablab import build, config
+torch.set_num_threads(1)
+cfg = config.read(Path(sys.argv[1]))
+built, ids = build.build(cfg, torch.device("cpu"), 8192), torch.zeros(8, 128, dtype=torch.long)
+for _ in range(2):
+    loss = built.model(ids, ids).loss
+    loss.backward()
+    built.optimizer.gate(loss.detach(), 1.0)
+    built.optimizer.step()
+    built.optimizer.zero_grad()
+    del loss
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_the_peak_of_a_real_process_is_in_the_band(tmp_path):
+    sizes = {"EMBED": 256, "HEADS": 4, "LAYERS": 6, "BLOCK": 128, "VOCAB": 8192}
+    lines = "".join(f"CONFIG_MODEL_GPT_{n}={v}\n" for n, v in sizes.items())
+    lines += "CONFIG_MLP_GELU_WIDTH=1024\nCONFIG_TRAIN_BATCH_MICRO=8\nCONFIG_TRAIN_BATCH_EFFECTIVE=8\n"
+    (tmp_path / "config").write_text(tiny.settled(tmp_path, lines).config())
+    command = [sys.executable, "-c", STEPS, str(tmp_path / "config")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    low, _, high = forecast.memory(load(tmp_path, lines), 8192).mem_gib
+    slack = 0.15  # GiB by which a bare process may be below what BASE_GIB says
+    assert low - slack < int(done.stdout) / (1 << 20) < high
+
+
+@pytest.mark.parametrize(("text", "name"), [("a10g", "A10G"), ("rtx-4090", "RTX 4090"), ("h100PCIe", "H100 PCIe")])
+def test_a_user_may_write_a_gpu_in_any_case(text, name):
+    assert forecast.named(text) == forecast.PEAKS[name]
+
+
+def test_an_unknown_gpu_lists_the_known_ones():
+    with pytest.raises(ValueError, match="GPU=a10x: no such GPU; nearest: A100 or A10G or H100; known: H200, "):
+        forecast.named("a10x")
+
+
 @pytest.mark.parametrize(
     ("extra", "steps"),
     [
@@ -92,7 +158,7 @@ def test_a_cpu_is_measured(tmp_path):
 
 def test_a_forecast_here_uses_the_data_once_it_is_there(tmp_path):
     cfg = load(tmp_path, "CONFIG_TRAIN_BUDGET_EPOCHS=y\nCONFIG_TRAIN_EPOCHS=2\n")
-    before = forecast.here(cfg)
+    before, _ = forecast.here(cfg)
     assert before.steps is None and before.hours is None and before.mem_gib[0] > 0
     cfg.data.prepare()
-    assert forecast.here(cfg).steps == 281 and forecast.here(cfg).hours[0] > 0
+    assert forecast.here(cfg)[0].steps == 281 and forecast.here(cfg)[0].hours[0] > 0

@@ -3,12 +3,14 @@
 
 import json
 import re
+import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ablab import kconf, machine, provenance
@@ -59,7 +61,7 @@ def start(plan: Plan, options: Options) -> int:
         server = _server(plan.base.config(), [t.overrides for t in plan.trials], options)
         server.start()  # it loads torch while we go on
         mode, wanted = "check" if options.check else "data", {t.group for t in plan.trials} - made.keys()
-        code, verdict = _check(server, plan.trials, mode, options, stop, wanted)
+        code, verdict = _check(server, [*map(_listed, plan.trials)], mode, options, stop, wanted)
         made = _forecast.keep(results, verdict.get("forecast", {}))
         if code:
             print(f"nothing was started\nRESULT: exit={code}", flush=True)
@@ -95,29 +97,61 @@ def start(plan: Plan, options: Options) -> int:
     return runner.conclude()
 
 
-def check(plan: Plan, options: Options, step: str | None = None) -> int:
-    """Dry-run the trials of a plan, or of one step of it; returns 0 if all pass.  Raises RunError."""
-    trials = [t for t in plan.trials if step in (None, t.step, t.id)]
-    if not trials:
-        known = " ".join(dict.fromkeys(t.step or t.id for t in plan.trials))
-        raise RunError(f"STEP={step}: not in {plan.name}; steps: {known}")
-    results = _folder(plan, options)
-    wanted = {t.group for t in trials} - _forecast.known(results).keys()
+def check(
+    plans: Sequence[Plan], options: Options, step: str | None = None, named: bool = False, **asked: Any
+) -> tuple[int, Path | None]:
+    """Dry-run the trials of plans, or of one step of them, all in one process; (0 if all pass, the verdict's file).
+
+    `named`: the plans are those of study files, so a trial is `study:id`.  `asked` goes to the checker: `gpu`, `ddp`.
+    The verdict is left in the results folder, its path is the last line.  Raises RunError.
+    """
+    prefix = {plan.name: f"{plan.name}:" if named else "" for plan in plans}
+    found = [(plan, t) for plan in plans for t in plan.trials if step in (None, t.step, t.id)]
+    if not found:
+        known = [f"{prefix[p.name]}{t.step or t.id}" for p in plans for t in p.trials]
+        name = " ".join(plan.name for plan in plans)
+        raise RunError(f"STEP={step}: not in {name}; steps: {' '.join(dict.fromkeys(known))}")
+    place = _results(plans[0], options) / "check.json"
+    before = json.loads(place.read_text()) if place.exists() else {}
+    here = machine.inventory()
+    asked["costs"] = costs = before.get("costs", {}) if before.get("machine") == [here.host, here.cpu] else {}
+    several = len(plans) > 1
+    listed = [_listed(t, prefix[p.name] if several else "", prefix[p.name], p.variables) for p, t in found]
+    if asked.get("random"):
+        for trial, (p, _) in zip(listed, found, strict=True):
+            trial["again"] = f"make check RANDOM=1 KCONFIG_SEED={p.name.removeprefix('random-')}"
+    preload = [m for m in options.preload if m != "torch._dynamo"]  # one second, and no shrunk trial needs it
     with Stop() as stop:
-        code, verdict = _check(local.Server(options.preload), trials, "check", options, stop, wanted)
-    _forecast.keep(results, verdict.get("forecast", {}))
-    return code
+        code, verdict = _check(local.Server(preload), listed, "check", options, stop, start=False, **asked)
+    if verdict:
+        now = {t["group"]: t["cost"] for t in verdict["trials"] if t["cost"] and not asked.get("random")}
+        kept = {**costs, **{group: min(cost, costs.get(group, cost)) for group, cost in now.items()}}
+        text = json.dumps({**verdict, "machine": [here.host, here.cpu], "costs": kept}, indent=1)
+        write_bytes(place, text.encode() + b"\n")
+        print(f"verdict: {place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place}", flush=True)
+    return code, place if verdict else None
 
 
-def forecast(plan: Plan, options: Options) -> int:
-    """Print time and memory that a plan needs, before it is started, and keep them for `make plan`."""
+def _listed(t: Trial, shown: str = "", study: str = "", variables: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """A trial as the checker reads it; `again` is the command that tries it alone."""
+    words = [f"STEP={study}{t.id}", *(f"{name}={text}" for name, text in variables.items())]
+    again = " ".join(["make check", *map(shlex.quote, words)])
+    facts = {"id": shown + t.id, "hash": t.hash, "group": t.group, "title": t.title, "config": t.config}
+    return facts | {"again": again}
+
+
+def forecast(plan: Plan, options: Options, gpu: str | None = None) -> int:
+    """Print time and memory that a plan needs, before it is started, here or on the GPU called `gpu`; what is made for
+    this machine is kept for `make plan`."""
     with Stop() as stop:
-        groups = {t.group for t in plan.trials}
-        code, verdict = _check(local.Server(options.preload), plan.trials, "forecast", options, stop, groups)
+        groups, trials = {t.group for t in plan.trials}, [*map(_listed, plan.trials)]
+        code, verdict = _check(local.Server(options.preload), trials, "forecast", options, stop, groups, gpu=gpu)
     results, made = _folder(plan, options), verdict.get("forecast", {})
-    _forecast.keep(results, made)
-    whole = _forecast.lines(_forecast.of(plan, made, results), len(plan.trials))
-    print(_forecast.table(plan, made), *whole, sep="\n", flush=True)
+    if made and not gpu:
+        _forecast.keep(results, made)
+    if made:
+        whole = _forecast.lines(_forecast.of(plan, made, results), len(plan.trials))
+        print(_forecast.table(plan, made, verdict.get("fits", {})), *whole, sep="\n", flush=True)
     return code
 
 
@@ -336,18 +370,19 @@ def _ask(plan: Plan, options: Options) -> None:
 
 def _check(
     server: local.Server,
-    trials: Sequence[Trial],
+    trials: Sequence[Any],
     mode: str,
     options: Options,
     stop: Stop,
     wanted: Iterable[str] = (),
+    **asked: Any,
 ) -> tuple[int, dict[str, Any]]:
-    """Have a child do what `mode` says and make the forecasts of these groups, repeat what it prints; (exit code,
-    verdict)."""
+    """Have a child prepare the data, do what `mode` and `asked` say and make the forecasts of these groups, repeat what
+    it prints; (exit code, verdict)."""
     with tempfile.TemporaryDirectory(prefix="ablab-") as name:
         folder, sent = Path(name), False
-        listed = [{"id": t.id, "hash": t.hash, "title": t.title, "config": t.config} for t in trials]
-        (folder / "plan.json").write_text(json.dumps({"trials": listed, "mode": mode, "forecast": sorted(wanted)}))
+        content = {"trials": trials, "mode": mode, "forecast": sorted(wanted), **asked}
+        (folder / "plan.json").write_text(json.dumps(content))
         log = folder / "log.txt"
         log.touch()
         child = server.launch(options.checker, name, log=log)

@@ -78,8 +78,8 @@ def lines(found: Mapping[str, Any], trials: int) -> list[str]:
     return text
 
 
-def table(plan: Plan, made: Made) -> str:
-    """A line for each configuration, as `make estimate` prints them."""
+def table(plan: Plan, made: Made, fits: Mapping[str, str]) -> str:
+    """A line for each configuration, as `make estimate` prints them; `fits` says what a GPU makes of its memory."""
     text, seeds = [], {}
     for t in plan.trials:
         seeds.setdefault(t.group, []).append(t.id)
@@ -88,7 +88,7 @@ def table(plan: Plan, made: Made) -> str:
             memory = " / ".join(f"{gib:.2f}" for gib in f["mem_gib"])
             items = ", ".join(f"{k} {n / GIB:.2f}" for k, n in sorted(f["items"].items(), key=lambda i: -i[1])[:3])
             time = span(f["hours"]) if f["hours"] else "unknown"
-            head = f"{ids[0]} x {len(ids)}: memory {memory} GiB ({items})"
+            head = f"{ids[0]} x {len(ids)}: memory {fits.get(group) or memory + ' GiB'} ({items})"
             text.append(f"{head}; time {time}; {f['steps'] or '?'} steps")
     return "\n".join([*text, "low / likely / high; weights, gradients and optimizer are exact, the rest is estimated"])
 

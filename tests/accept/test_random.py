@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ablab import check, configure, kconf, machine, plan
+from ablab.run import chance
 
 HERE = machine.Machine(cores=(0,), memory_bytes=1 << 34, cpu="test", devices=(), host="test", boot_id="test")
 PLACE = re.compile(r"^[\w. /-]+(:\d+)?: (error: )?\w+|CONFIG_")
@@ -43,19 +44,17 @@ def test_random_configurations_run_or_are_refused_with_a_reason(tmp_path):
     tree = kconf.load()
     ran, refused = 0, 0
     for seed in range(200):
-        settled = configure.fill(tree, "randconfig", str(seed))
-        text = re.sub(r'(CONFIG_DATA_DIR)=".*"', rf'\1="{tmp_path}/data"', settled.config())
-        text = re.sub(r"(CONFIG_DATA_SYNTH_TOKENS)=.*", r"\1=40000", text)
-        if seed % 2:  # keep the rules across symbols, which chance rarely meets
-            heads = settled.values["MODEL_GPT_HEADS"]
-            rules = {"MODEL_GPT_EMBED": -(-16 // heads) * heads, "MODEL_GPT_VOCAB": 50304, "TRAIN_BATCH_MICRO": 0}
-            rules |= {"MODEL_GPT_BLOCK": 512, "SCHED_WARMUP": 0, "EVAL_INTERVAL": 1}
-            rules |= {"EVAL_KVPRUNE_RECENT": 1}
-            for name, value in rules.items():
-                text = re.sub(rf"(CONFIG_{name})=.*", rf"\1={value}", text)
-        base = kconf.lex(Path(".config"), text, ".config")
         try:
-            todo = plan.expand([base], {}, HERE, name=f"random-{seed}")
+            if seed % 2:  # keeps the rules across symbols, which chance rarely meets
+                made, why = chance.plans(1, seed, HERE, tmp_path / "data")
+                if why:
+                    raise ValueError(why[seed])
+                todo = made[0]
+            else:
+                text = configure.fill(tree, "randconfig", str(seed)).config()
+                text = re.sub(r'(CONFIG_DATA_DIR)=".*"', rf'\1="{tmp_path}/data"', text)
+                text = re.sub(r"(CONFIG_DATA_SYNTH_TOKENS)=.*", r"\1=40000", text)
+                todo = plan.expand([kconf.lex(Path(".config"), text, ".config")], {}, HERE, name=f"random-{seed}")
         except ValueError as error:
             assert all(PLACE.search(line) for line in str(error).splitlines()), f"seed {seed}: {error}"
             refused += 1

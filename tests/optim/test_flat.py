@@ -122,3 +122,20 @@ def test_the_step_count_does_not_depend_on_the_loss_scale():
     optimizer.gate(torch.tensor(math.pi), 1.0)
     optimizer.step()
     assert all(s["step"] == 1 for s in optimizer.state.values())
+
+
+@pytest.mark.parametrize("impl", [Impl.FUSED, Impl.FOREACH])
+def test_doubles_take_the_step_of_torch(impl):
+    net, twin = model().double(), model().double()
+    optimizer, x = FlatAdamW(groups(net), 0.9, 0.95, 1e-8, impl), torch.randn(4, 17, dtype=torch.float64)
+    other = torch.optim.AdamW(groups(twin), betas=(0.9, 0.95), eps=1e-8)
+    for _ in range(3):
+        for each, step in ((net, optimizer), (twin, other)):
+            loss = each(x).square().mean()
+            loss.backward()
+            if each is net:
+                optimizer.gate(loss.detach(), 0.0)
+            step.step()
+            step.zero_grad()
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-12, atol=1e-12)

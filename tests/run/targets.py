@@ -46,9 +46,29 @@ def passes(folder: str) -> int:
     told = json.loads(Path(folder, "plan.json").read_text())
     print(f"{told['mode']} of {len(told['trials'])} trials")
     data = {"name": "none", "sha256": "0" * 64, "tokens": 1}
-    verdict = {"data": data, "check": {"verdict": told["mode"], "sha256": None}}
+    verdict = {"data": data, "check": {"verdict": told["mode"], "sha256": None}, "trials": []}
     Path(folder, "verdict.json").write_text(json.dumps(verdict))
     return 0
+
+
+def takes(folder: str, cost: float) -> int:
+    """A dry run whose steps cost so much."""
+    told = json.loads(Path(folder, "plan.json").read_text())
+    trials = [{"group": told["trials"][0]["group"], "cost": cost}]
+    Path(folder, "verdict.json").write_text(json.dumps({"trials": trials}))
+    return 0
+
+
+def takes_3(folder: str) -> int:
+    return takes(folder, 3.0)
+
+
+def takes_5(folder: str) -> int:
+    return takes(folder, 5.0)
+
+
+def takes_7(folder: str) -> int:
+    return takes(folder, 7.0)
 
 
 def refuses(folder: str) -> int:

@@ -2,6 +2,7 @@
 """From a plan to a campaign: what is asked, checked, created, continued, and what is not."""
 
 import io
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -167,11 +168,19 @@ def test_a_report_that_fails_leaves_the_result(tiny, tmp_path, capsys):
 
 
 def test_check_tries_one_step_or_all(tiny, tmp_path, capsys):
-    assert run.check(tiny, options(tmp_path)) == 0
-    assert run.check(tiny, options(tmp_path), tiny.trials[1].id) == 0
-    assert capsys.readouterr().out == "check of 2 trials\ncheck of 1 trials\n"
-    with pytest.raises(RunError, match="STEP=R9: not in tiny"):
-        run.check(tiny, options(tmp_path), "R9")
+    place = tmp_path / "check.json"
+    assert run.check([tiny], options(tmp_path)) == (0, place)
+    assert run.check([tiny], options(tmp_path), tiny.trials[1].id) == (0, place)
+    out = capsys.readouterr().out.splitlines()
+    assert out == ["check of 2 trials", f"verdict: {place}", "check of 1 trials", f"verdict: {place}"]
+    with pytest.raises(RunError, match="STEP=R9: not in tiny; steps: base-s1337 base-s1338"):
+        run.check([tiny], options(tmp_path), "R9")
+
+
+def test_the_lowest_cost_of_a_step_of_each_configuration_is_kept_for_the_next_check(tiny, tmp_path):
+    for asked, kept in ((5.0, 5.0), (7.0, 5.0), (3.0, 3.0)):
+        run.check([tiny], options(tmp_path, checker=f"tests.run.targets:takes_{asked:.0f}"))
+        assert json.loads((tmp_path / "check.json").read_text())["costs"] == {tiny.trials[0].group: kept}
 
 
 def test_amend_adds_trials_and_continue_runs_only_them(tiny, tmp_path):
