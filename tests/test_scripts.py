@@ -155,3 +155,9 @@ def test_a_defconfig_or_study_of_bad_form_is_seen(tmp_path, capsys, name, text, 
     (tmp_path / name).write_text(text)
     assert forms.main([str(tmp_path / name)]) == 1
     assert f"{tmp_path / name}" in (said := capsys.readouterr().out) and says in said
+
+
+def test_the_figures_of_the_documents_are_drawn_from_the_code(tmp_path):
+    script("draw_mechanisms").main(str(tmp_path))
+    drawn = sorted(p.name for p in tmp_path.iterdir() if p.read_bytes().startswith(b"\x89PNG"))
+    assert drawn == sorted(p.name for p in (ROOT / "docs").glob("mechanisms-*.png"))
