@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import Figure, record
 
-LIMIT_S = 540  # rungs that would start later are left out, and listed
+LIMIT_S = 500  # rungs that would start later are left out, and listed
 PLAIN = {"tf32": False, "bf16": False, "flash": False, "vocab": 50257, "fused": False, "sync": True, "compile": False}
 LADDER = (  # what each rung adds
     ("fp32, eager", {}),
@@ -35,6 +35,18 @@ LADDER = (  # what each rung adds
     ("+ no host sync", {"sync": False}),
     ("+ compile", {"compile": True}),
 )
+
+RACT = "CONFIG_ATTN_RACT=y"
+MECHANISMS = (  # lines of .config, and the most that a step may take against the baseline's
+    ("RA", "<= 1.12", ("CONFIG_ATTN_RECIPROCAL=y",)),
+    ("RA-CT entropy", "<= 1.25", (RACT, "CONFIG_ATTN_RACT_STAT_ENTROPY=y")),
+    ("RA-CT rms", "<= 1.25", (RACT, "CONFIG_ATTN_RACT_STAT_RMS=y")),
+    ("RA-CT max", "<= 1.40", (RACT, "CONFIG_ATTN_RACT_STAT_MAX=y")),
+    ("RA-CT topk", "<= 1.40", (RACT,)),
+    ("cross-token", "<= 1.15", ("CONFIG_MLP_CROSS=y",)),
+    ("latent", "<= 1.15", ("CONFIG_ATTN_MLA=y", "CONFIG_MLP_LATENT=y")),
+)
+MOST_MEMORY = "<= 1.15"  # times the baseline's peak
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,7 +104,7 @@ class Check:
         self.facts["shape"] = repr(self.gpt2)
 
     def all(self) -> None:
-        for part in (self.ceilings, self.correct, self.ladder, self.transformers, self.ours):
+        for part in (self.ceilings, self.correct, self.ladder, self.transformers, self.ours, self.mechanisms):
             try:
                 part()
             # one broken part must not cost the result of the others on a machine that is lent for minutes
@@ -215,6 +227,60 @@ class Check:
                 waits, text = 1, str(error).splitlines()[0][:120]
             torch.cuda.set_sync_debug_mode("default")
             self._add(Figure("host syncs in a step", waits, "", "<= 0", text))
+
+    def mechanisms(self) -> None:
+        """Gradients against float64, then a whole step and its memory beside the baseline's."""
+        from ablab.tensor import kernel
+        from benchmarks.steps import Ours
+
+        torch, real = self.torch, not self.rehearse
+        torch.backends.cuda.matmul.allow_tf32 = True
+        found: dict[str, tuple[float, float]] = {}
+        for number, (name, target, lines) in enumerate((("baseline", "", ()), *MECHANISMS)):
+            if time.perf_counter() - self.start > LIMIT_S:
+                self.facts.setdefault("left_out", []).append(name)
+                continue
+            if lines:
+                self._add(Figure(f"{name} gradient error fp32", self._error(lines), "error", "<= 1e-3"))
+            folder = self.folder / f"mechanism{number}"
+            folder.mkdir()
+            if real:
+                torch._dynamo.reset()
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            step = Ours(self.gpt2, folder, self.device, bf16=real, compiled=real, more=lines)
+            rate = self._speed(f"ablab {name}", step.step)
+            peak = torch.cuda.max_memory_allocated() if real else 1
+            found[name] = rate, peak
+            if lines and "baseline" in found:
+                base_rate, base_peak = found["baseline"]
+                self._add(Figure(f"{name}: step of the baseline", base_rate / rate, "x", target))
+                self._add(Figure(f"{name}: memory of the baseline", peak / base_peak, "x", MOST_MEMORY))
+            del step
+        self.facts["lse_kernel"] = kernel.chosen(torch.device(self.device))
+
+    def _error(self, lines: tuple[str, ...]) -> float:
+        """Largest relative error of a gradient of the small model in fp32, away from init, against float64."""
+        from ablab.tensor import kernel
+        from ablab.tensor.stage import init_
+        from benchmarks.steps import network
+
+        torch = self.torch
+        torch.backends.cuda.matmul.allow_tf32 = False
+        kernel.settle(torch.device(self.device), 128, (torch.float32,))
+        x, y = (torch.randint(self.small.vocab, (8, self.small.block), device=self.device) for _ in range(2))
+        found = []
+        for wide in (torch.float64, torch.float32):
+            net = network(self.small, *lines)
+            with torch.no_grad():
+                for name, p in net.named_parameters():
+                    p.add_(init_(torch.empty_like(p), 0, f"probe:{name}", 0.05))
+            net.to(self.device, wide)
+            net(x, y).loss.backward()
+            found.append({n: p.grad.double() for n, p in net.named_parameters()})
+        exact, ours = found
+        torch.backends.cuda.matmul.allow_tf32 = True
+        return max(float((ours[n] - exact[n]).norm() / exact[n].norm()) for n in exact)
 
     def _adamw(self, step: Any) -> None:
         """The optimizer alone, against torch's fused one."""
