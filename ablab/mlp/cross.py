@@ -47,10 +47,6 @@ class Routed(NamedTuple):
     z_BTR: Tensor
 
 
-class Mass(NamedTuple):
-    """Type of a side channel of ones: what other parts make of the sum of each row of P."""
-
-
 class MakeOffer(Emit):
     """F to R."""
 
@@ -75,6 +71,17 @@ class Ride(Score):
         return h._replace(side={**h.side, Offer: ctx.one(Offer).field(h.q_BHTK.shape[1])})
 
 
+class RideSparse(Ride):
+    """The offer by rows of P that keep a few entries, in a pass of its own: after MLP parts no piece changes."""
+
+    def __init__(self, mix: Callable[[Heads, Ctx, Field], Tensor]) -> None:
+        super().__init__()
+        self.mix = mix
+
+    def forward(self, h: Heads, ctx: Ctx) -> Heads:
+        return h._replace(mixed={**h.mixed, Offer: self.mix(h, ctx, ctx.one(Offer).field(h.q_BHTK.shape[1]))})
+
+
 class Land(Gate):
     """What the rows of P made of the offer."""
 
@@ -82,31 +89,6 @@ class Land(Gate):
 
     def forward(self, m: Mixed, h: Heads, ctx: Ctx) -> tuple[Mixed, Ctx]:
         return m, ctx.put(Routed(m.side[Offer].transpose(1, 2).flatten(2)))
-
-
-class Weigh(Score):
-    """Ones beside the values: a gate on rows of P reaches them, and through them the second pass."""
-
-    caches = ("mass",)
-
-    def forward(self, h: Heads, ctx: Ctx) -> Heads:
-        return h._replace(side={**h.side, Mass: Field("mass", torch.ones_like(h.q_BHTK[:, :1, :, :1]))})
-
-
-class LandSparse(Gate):
-    """The offer by rows of P that keep a few entries, scaled as other parts scale rows."""
-
-    reads = (Offer,)
-    emits = (Routed,)
-    caches = ("z",)
-
-    def __init__(self, mix: Callable[[Heads, Ctx, Field], Tensor]) -> None:
-        super().__init__()
-        self.mix = mix
-
-    def forward(self, m: Mixed, h: Heads, ctx: Ctx) -> tuple[Mixed, Ctx]:
-        z_BHTC = m.side[Mass] * self.mix(h, ctx, ctx.one(Offer).field(h.q_BHTK.shape[1]))
-        return m, ctx.put(Routed(z_BHTC.transpose(1, 2).flatten(2)))
 
 
 class AddRouted(Enrich):
@@ -155,13 +137,13 @@ class Cross(Mlp, symbol="MLP_CROSS"):
         if dims.first:
             return 0
         routing = 2 * length * self.config.rank
-        return routing if self.config.sparse is Sparse.NONE else routing + 2 * length * (dims.n_embd + dims.n_head)
+        return routing if self.config.sparse is Sparse.NONE else routing + 2 * length * dims.n_embd
 
     def parts(self, dims: Dims) -> tuple[Part, ...]:
         c = self.config
         check_divides(dims.n_head, "MLP_CROSS_RANK", c.rank, "each head routes an equal share")
         keep = {Sparse.TOPK: partial(largest, c.sparse_k), Sparse.RMS: partial(above_rms, c.sparse_tau)}.get(c.sparse)
         second = partial(mix, keep=keep, normalise=c.sparse_normalise)
-        route = (Ride(), Land()) if keep is None else (Weigh(), LandSparse(second))
-        consume = () if dims.first else (*route, AddRouted(dims, c.rank, c.alpha))
+        ride = Ride() if keep is None else RideSparse(second)
+        consume = () if dims.first else (ride, Land(), AddRouted(dims, c.rank, c.alpha))
         return consume if dims.last else (*consume, MakeOffer(dims, c.rank))

@@ -38,7 +38,7 @@ def attend(h: Heads, ctx: Ctx, lse: bool = False) -> tuple[Mixed, Ctx]:
         else:
             out, l_BHT = _sdpa(q, k, v, h.scale), None
         out, *rest = out.split(_widths(values), -1) if h.side else (out,)
-    side = dict(zip(h.side, rest, strict=True))
+    side = {**h.mixed, **dict(zip(h.side, rest, strict=True))}
     if not lse:
         return Mixed(out, side, None, None), ctx
     n_T = torch.arange(ctx.start + 1, ctx.start + T + 1, device=out.device)

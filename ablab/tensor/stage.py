@@ -194,6 +194,8 @@ class Heads(NamedTuple):
     """What rows of P mix."""
     side: Mapping[type, Field] = {}
     """Extra value channels that ride along, by the type of context they come from."""
+    mixed: Mapping[type, Tensor] = {}
+    """What a pass of its own has mixed: it joins the side of `Mixed`, where parts that scale rows of P reach it."""
 
 
 class Mixed(NamedTuple):

@@ -9,6 +9,7 @@ import torch
 from ablab import config, plugin
 from ablab.attention import Attention
 from ablab.tensor.stage import Rows
+from tests.attention.calls import Kernels
 from tests.blocks import assemble, network, perturbed, tokens, values
 from tests.mlp.dense import assert_equal, build, logits
 
@@ -90,7 +91,17 @@ def test_what_scales_rows_of_p_scales_what_is_routed(doubled, case):
 
 def test_what_is_offered_counts_in_the_cache_from_block_1_on():
     held = [net.facts()["kv_bytes_per_token"] for net in (network(), make({}), make(TOPK))]
-    assert held == [2 * 3 * 2 * 32, held[0] + 2 * 2 * 16, held[1] + 2 * 2]  # the sparse one holds a 1 per token
+    assert held == [2 * 3 * 2 * 32, *2 * [held[0] + 2 * 2 * 16]]
+
+
+def test_sparse_routing_leaves_the_width_of_the_one_attention_call_alone():
+    net, x = network(MLP_CROSS=True, MLP_CROSS_RANK=16, **TOPK), tokens(2, 40)
+    with Kernels() as seen:
+        net(x)
+    assert {call[1:] for call in seen.calls} == {(8, 8)}
+    with Kernels() as seen:
+        network(MLP_CROSS=True, MLP_CROSS_RANK=16)(x)
+    assert {call[1:] for call in seen.calls} == {(8, 8), (16, 16)}
 
 
 @pytest.mark.parametrize(("rank", "near"), [(18, "16 or 20"), (4, "8")])
@@ -105,5 +116,5 @@ def test_flops_beyond_parameters_are_those_of_routing():
     dims = network(MODEL_GPT_LAYERS=2).dims
     one, two = (config.create("MLP", values(MLP_CROSS=True, MLP_CROSS_RANK=16, **case))[1] for case in ({}, RMS))
     assert [one.flops(dims.at(layer), 100) for layer in (0, 1)] == [0, 100 * 2 * 16]
-    # P again from q and k, D channels in all, P z, and a 1 per head in the first pass
-    assert [two.flops(dims.at(layer), 100) for layer in (0, 1)] == [0, 100 * 2 * (32 + 16 + 4)]
+    # P again from q and k, D channels in all, and P z
+    assert [two.flops(dims.at(layer), 100) for layer in (0, 1)] == [0, 100 * 2 * (32 + 16)]
