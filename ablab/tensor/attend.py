@@ -52,6 +52,13 @@ def joined(h: Heads, ctx: Ctx) -> list[Triple]:
     return [(p.q_BHTK, join(p.k, ctx), p.region) for p in h.pieces]
 
 
+def wide(h: Heads, ctx: Ctx) -> list[Triple]:
+    """The same in the type of statistics.  A copy of keys that the projector interleaved pays within one pass; those
+    of the cache are not."""
+    dtype, got = precise(h.q_BHTK), joined(h, ctx)
+    return [(q.to(dtype), k.to(dtype) if ctx.start else k.to(dtype).contiguous(), region) for q, k, region in got]
+
+
 def join(fields: tuple[Field, ...], ctx: Ctx) -> Tensor:
     """One BHSC tensor of all channels, the cached tokens in front; a field shared by heads is repeated."""
     past = ctx.all(Past)

@@ -196,7 +196,7 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) 
         last = min(first + InForce.chunk, q.shape[2])
         end = last if mask is None else k.shape[2]
         part = q[:, :, first:last], k[:, :, :end], v[:, :, :end], first
-        done.append(checkpoint(rows, *part, use_reentrant=False))
+        done.append(checkpoint(rows, *part, use_reentrant=False, preserve_rng_state=False))
     return torch.cat([o for o, _ in done], 2), torch.cat([l_BHT for _, l_BHT in done], 2)
 
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ablab.tensor.attend import Triple, joined, logits, piece, positions, sees
-from ablab.tensor.kernel import InForce, exact, precise
+from ablab.tensor.attend import Triple, logits, piece, positions, sees, wide
+from ablab.tensor.kernel import InForce, exact
 from ablab.tensor.stage import Ctx, Heads, Mixed
 
 
 def entropy(m: Mixed, h: Heads, ctx: Ctx) -> Tensor:
     """BHT in nats.  One attention pass over each piece, with its keys as values."""
-    pieces = _wide(h, ctx)
+    pieces = wide(h, ctx)
     with exact(h.q_BHTK):
         if ctx.start:
             s_BHTS = logits(pieces, h.scale, ctx.start, positions(h, ctx))
@@ -39,7 +39,7 @@ def entropy(m: Mixed, h: Heads, ctx: Ctx) -> Tensor:
 
 def power(m: Mixed, h: Heads, ctx: Ctx, a: float) -> Tensor:
     """sum p^a, BHT.  One attention pass over each piece, for its lse; `m` brings that of the rows."""
-    pieces = _wide(h, ctx)
+    pieces = wide(h, ctx)
     with exact(h.q_BHTK):
         if ctx.start:
             l_BHT = logits(pieces, a * h.scale, ctx.start, positions(h, ctx)).logsumexp(-1)
@@ -50,7 +50,7 @@ def power(m: Mixed, h: Heads, ctx: Ctx, a: float) -> Tensor:
 
 def mass(m: Mixed, h: Heads, ctx: Ctx, k: int) -> Tensor:
     """Sum of the k largest p, BHT.  Logits of a few query rows at a time say which; those are computed again."""
-    pieces, at, T, done = _wide(h, ctx), positions(h, ctx), h.q_BHTK.shape[2], []
+    pieces, at, T, done = wide(h, ctx), positions(h, ctx), h.q_BHTK.shape[2], []
     with exact(h.q_BHTK):
         for first in range(0, T, InForce.chunk):
             rows, start = slice(first, first + InForce.chunk), ctx.start + first
@@ -63,7 +63,8 @@ def mass(m: Mixed, h: Heads, ctx: Ctx, k: int) -> Tensor:
                     s_BHTS.max(-1, keepdim=True) if k == 1 else s_BHTS.topk(min(k, s_BHTS.shape[-1]), sorted=False)
                 )
             if torch.is_grad_enabled() and at is None:  # recomputed in the backward pass: N copies of k would be kept
-                s_BHTN = checkpoint(_picked, parts, j_BHTN, h.scale, start, use_reentrant=False)
+                more = {"use_reentrant": False, "preserve_rng_state": False}
+                s_BHTN = checkpoint(_picked, parts, j_BHTN, h.scale, start, **more)
             done.append((s_BHTN - l_BHT[..., None]).exp().sum(-1))
     return torch.cat(done, -1)
 
@@ -107,12 +108,6 @@ def _n(m: Mixed) -> Tensor:
 def _ratio(a_BHT: Tensor, b_T: Tensor) -> Tensor:
     """a / b, and 0 without a gradient where b is 0."""
     return torch.where(b_T > 0, a_BHT, 0.0) / torch.where(b_T > 0, b_T, 1.0)
-
-
-def _wide(h: Heads, ctx: Ctx) -> list[Triple]:
-    """Pieces in the type of statistics; a copy of a key that the projector interleaved pays within one pass."""
-    wide = precise(h.q_BHTK)
-    return [(q.to(wide), k.to(wide).contiguous(), region) for q, k, region in joined(h, ctx)]
 
 
 def _total(lses: list[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ablab.tensor.kernel import InForce
 from ablab.tensor.sparse import above_rms, largest, mix
 from ablab.tensor.stage import CAUSAL, Ctx, Field, Heads, Past, Piece, Region
 
@@ -68,6 +69,34 @@ def test_values_and_gradients_equal_dense_masked_rows(kind, normalise, regions, 
     want = reference(t, kind, normalise, regions)
     assert (got - want).abs().max() < 1e-12
     assert all((a - b).abs().max() < 1e-11 for a, b in zip(gradients(got, t), gradients(want, t), strict=True))
+
+
+class Copies(TorchDispatchMode):
+    """Elements that copies and casts write."""
+
+    def __init__(self):
+        super().__init__()
+        self.written = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("clone", "_to_copy", "copy_"):
+            self.written += out.numel()
+        return out
+
+
+def test_keys_are_cast_and_laid_out_once_and_not_for_each_chunk(monkeypatch):
+    qkv = torch.randn(B, T, 3, H, 64).to(torch.bfloat16)
+    q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
+    h = Heads(q, k, v, SCALE, (Piece(q, (Field("k", k),), CAUSAL),), Field("v", v))
+    written = []
+    for chunk in (T, 16):
+        monkeypatch.setattr(InForce, "chunk", chunk)
+        with Copies() as seen, torch.no_grad():
+            mix(h, Ctx(), Field("z", v[..., :1]), KEEPS["topk"], True)
+        written.append(seen.written)
+    p_BHTT = B * H * T * T  # brought to the type of z once
+    assert written[1] - written[0] < k.numel() and written[0] - p_BHTT < 6 * k.numel()
 
 
 @pytest.mark.parametrize("kind", KEEPS)
