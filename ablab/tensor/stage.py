@@ -435,7 +435,10 @@ class BlockMember(Plugin):
         return None
 
     def flops(self, dims: Dims, length: int) -> int:
-        """Forward FLOPs per token in block `dims.layer` beyond two per parameter, attention over `length` keys."""
+        """Forward FLOPs per token in block `dims.layer` beyond two per parameter, attention over `length` keys.
+
+        The model takes them three times: a third of what has no backward pass counts.
+        """
         return 0
 
     def size(self, dims: Dims) -> int:

@@ -3,12 +3,13 @@
 
 import pytest
 import torch
+from torch.utils import flop_counter
 
 from ablab import config
 from ablab.attention.ract import Apply, OutputGate, Ract, Stat, WeightsGate
 from ablab.tensor.attend import attend
 from ablab.tensor.stage import CAUSAL, Coupling, Ctx, Dims, Field, Gauges, Heads, Piece
-from tests.blocks import assemble, dense, perturbed, tokens, values
+from tests.blocks import assemble, dense, network, perturbed, tokens, values
 from tests.tensor.test_attend import random
 
 B, H, T, D = 2, 3, 24, 8
@@ -155,6 +156,21 @@ def test_gauges_are_mean_and_spread_of_statistic_and_gate():
     got = {name.removeprefix("attn/0/ract_"): v.item() for name, v in gauges.values.items()}
     assert set(got) == set(part.gauges) and 0 < got["t_mean"] < 1 and got["t_std"] > 0
     assert got["gate_mean"] == pytest.approx(1 + LAM * 0.7615941559557649) and got["gate_std"] < 1e-12  # tanh 1
+
+
+def test_a_detached_statistic_counts_as_what_runs_forward_and_backward():
+    aten, count = torch.ops.aten, {}
+    forward, backward = (getattr(aten, f"_scaled_dot_product_flash_attention_for_cpu{s}") for s in ("", "_backward"))
+    count[forward] = lambda q, k, v, *_, **more: flop_counter.sdpa_flop_count(q, k, v)
+    count[backward] = lambda do, q, k, v, *_, **more: flop_counter.sdpa_backward_flop_count(do, q, k, v)
+    run, said = [], []
+    for more in ({}, {"ATTN_RACT": True, "ATTN_RACT_STAT_RMS": True}):
+        net, x = network(**more), tokens(1, 40)
+        with flop_counter.FlopCounterMode(display=False, custom_mapping=count) as seen:
+            net(x, x).loss.backward()
+        run.append(seen.get_total_flops() / 40)
+        said.append(net.flops_per_token(40) - 6 * sum(p.numel() for p in net.parameters()))
+    assert abs((run[1] - run[0]) / (said[1] - said[0]) - 1) < 1e-3  # whole numbers
 
 
 def test_flops_are_a_product_or_an_attention_over_the_full_length():
