@@ -71,7 +71,9 @@ class Settings:
 
 
 class FlatSpam(FlatAdamW):
-    """Both profiles.  All that depends on the step number is computed on the host, from the loop's number alone."""
+    """Both profiles.  What depends on the step number is computed on the host, from the loop's number alone, but for
+    the clip of groups that can rest.  NOTE eps of profile `paper` has the loop's number there too.
+    """
 
     def __init__(self, groups: list[dict[str, Any]], c: Settings, impl: Impl) -> None:
         super().__init__(groups, c.beta1, c.beta2, c.eps, impl, bool(c.amsgrad))
@@ -84,7 +86,8 @@ class FlatSpam(FlatAdamW):
             self.norms = first["norms"] = torch.full((c.history,), torch.nan, device=weights.device)
         self.spikes, self.soft = self.tally.new_zeros(()), self.tally.new_zeros(())
         edge = CHUNK[weights.device.type]
-        self.chunks = [slice(a, min(a + edge, s.stop)) for s in self.arena.spans for a in range(s.start, s.stop, edge)]
+        self.chunks = [[slice(a, min(a + edge, s.stop)) for a in range(s.start, s.stop, edge)] for s in self.arena.spans]
+        """Of each group."""
         self.scratch = [weights.new_empty(min(edge, len(weights))) for _ in range(2)]
 
     @property
@@ -107,17 +110,25 @@ class FlatSpam(FlatAdamW):
         else:
             on = self.number >= c.grace and (not c.interval or self.number % c.interval >= c.grace)
         if c.theta and on:
-            theta = c.theta / (1 - c.beta2 ** (self.age - 1)) if self.lab else c.theta
             v = self.flats["exp_avg_sq"]
-            self.spikes = sum((self._clip(self.arena.grads[s], v[s], theta) for s in self.chunks), self.spikes)
+            for group, chunks in zip(self.param_groups, self.chunks, strict=True):
+                theta = self._theta(group)
+                self.spikes = sum((self._clip(self.arena.grads[s], v[s], theta) for s in chunks), self.spikes)
 
-    def _clip(self, g: Tensor, v: Tensor, theta: float) -> Tensor:
+    def _theta(self, group: dict[str, Any]) -> Any:
+        """Largest g^2 / v in a group.  One that can rest has a clock of its own, on the device: inf in its grace."""
+        c, rests = self.c, "lam" in group
+        seen = group["count"].double() if rests else self.age - 1  # steps behind v
+        theta = c.theta / (1 - c.beta2**seen) if self.lab else c.theta
+        return torch.where(seen + 1 >= c.grace + self.lab, theta, math.inf) if rests else theta
+
+    def _clip(self, g: Tensor, v: Tensor, theta: Any) -> Tensor:
         """Clip a chunk of gradients; how many that were."""
         top, other = (t[: len(g)] for t in self.scratch)
         # most chunks hold no spike, and a CPU has nothing to wait for: one pass finds that out
-        if not g.is_cuda and not torch.addcmul(v, g, g, value=-1 / theta, out=top).amin() < 0:
+        if not g.is_cuda and not torch.addcmul(v, g, g, value=-1 / float(theta), out=top).amin() < 0:
             return self.tally.new_zeros(())
-        torch.mul(v, theta, out=top).sqrt_()
+        torch.mul(v, theta, out=top).nan_to_num_(nan=math.inf, posinf=math.inf).sqrt_()  # 0 * inf is nan
         if self.lab:
             top.copy_(torch.where(top > 0, top, torch.inf))  # a coordinate that never moved may start
         inside = torch.clamp(g, torch.neg(top, out=other), top)

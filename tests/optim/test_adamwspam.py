@@ -177,6 +177,25 @@ def test_what_never_moved_may_start_in_lab_and_not_in_paper():
         assert bool(optimizer.flats["exp_avg"][5]) is moves
 
 
+@pytest.mark.parametrize("c", [replace(PAPER, interval=0, eps=1e-12), replace(LAB, interval=0, spike_z=0.0)])
+@pytest.mark.parametrize("rest", [0, 40])
+def test_a_group_that_rested_starts_as_one_that_is_new(c, rest):
+    """Its grace and what its clip compares with are counted in steps of its own."""
+    (w, alone), (u, _), lam = build(c), build(c), torch.zeros(())
+    other = nn.Parameter(torch.randn(N, dtype=torch.float64))
+    plain, coupled = {"name": "decay", "params": [other]}, {"name": "coupled_decay", "params": [u], "lam": lam}
+    both = FlatSpam([g | {"weight_decay": DECAY, "lr": LR} for g in (plain, coupled)], c, Impl.FUSED)
+    run(alone, 100)
+    for t in range(1, rest + 101):
+        lam.fill_(float(t > rest))
+        other.grad.copy_(gradient(t))
+        if t > rest:
+            u.grad.copy_(gradient(t - rest))
+        both.gate(torch.tensor(1.0), 0.0, t)
+        both.step()
+    assert torch.allclose(w, u, rtol=0, atol=1e-9)
+
+
 def test_moments_are_zero_after_a_reset():
     for c in (replace(PAPER, interval=40, rewarm=20), replace(LAB, interval=40, rewarm=20)):
         _, optimizer = build(c)
@@ -227,13 +246,14 @@ def test_resume_around_a_reset_is_bitwise_equal(tmp_path, c, at):
 
 def test_no_step_reads_the_device(monkeypatch):
     """On the meta device a value cannot be read."""
-    w = nn.Parameter(torch.zeros(1 << 10, device="meta"))
+    w, u = (nn.Parameter(torch.zeros(1 << 10, device="meta")) for _ in range(2))
     from ablab.optim import adamwspam
 
     monkeypatch.setitem(adamwspam.CHUNK, "meta", 1 << 8)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda t: True))
     for c in (PAPER, LAB):
-        optimizer = FlatSpam([{"name": "decay", "params": [w], "weight_decay": DECAY, "lr": LR}], c, Impl.FUSED)
+        groups = [{"name": "decay", "params": [w]}, {"name": "coupled_decay", "params": [u], "lam": w.new_zeros(())}]
+        optimizer = FlatSpam([g | {"weight_decay": DECAY, "lr": LR} for g in groups], c, Impl.FUSED)
         monkeypatch.setattr(optimizer, "apply", lambda rates, rule: None)  # it has no meta form
         for t in (1, 30, c.interval, c.interval + 30):
             optimizer.gate(torch.zeros((), device="meta"), 1.0, t)
