@@ -102,8 +102,7 @@ class FlatOptimizer(torch.optim.Optimizer):
         self.limit()
         norm = torch.linalg.vector_norm(torch.linalg.vector_norm(self.arena.grads.view(-1, ROW), dim=1))
         # g / max(1, (n + 1e-6) / C) is g * min(1, C / (n + 1e-6)), as in torch.nn.utils.clip_grad_norm_
-        # in fp32, which is what torch's fused kernels read, whatever the weights are
-        self.grad_scale = ((norm + 1e-6) / limit).clamp_(min=1.0).float() if limit else None
+        self.grad_scale = ((norm + 1e-6) / limit).clamp_(min=1.0) if limit else None
         self.found_inf = (norm + loss).mul_(0).ne_(0).float()  # 0 * inf and 0 * nan are nan, which is not 0
         for group in self.param_groups:
             group["found_inf"] = self.found_inf

@@ -48,9 +48,10 @@ class FlatAdamW(FlatOptimizer):
         """One update after `tick`, with the rates of each group and the constants of all."""
         if self.impl is not Impl.FUSED:
             return self._plain(rates, rule)
+        scale = None if self.grad_scale is None else self.grad_scale.float()  # all that the kernels read
         for group, rate, (w, g, m, v, *x) in zip(self.param_groups, rates, self.buffers, strict=True):
             args = (w, g, m, v, *(x or ([],)), [group["count"]])
-            self.fused(*args, **rate, **rule, grad_scale=self.grad_scale, found_inf=group["found_inf"])
+            self.fused(*args, **rate, **rule, grad_scale=scale, found_inf=group["found_inf"])
 
     def _plain(self, rates: list[dict[str, float]], rule: dict[str, Any]) -> None:
         """The two references: torch gives them neither scale nor gate, so a refused step is taken back."""
