@@ -90,6 +90,10 @@ class Loop:
             if pauses and self.window.raw:
                 self.drain()
             done = self.used() >= 1.0
+            if done and self.total is None:  # only now known to be the last step, where a ramp ends at the latest
+                clocks.to("prune")
+                self.pruner.update(self.step, 1.0)
+                clocks.to("other")
             # stop
             if self.attempt.stop:
                 if self.step:

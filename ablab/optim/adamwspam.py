@@ -86,7 +86,9 @@ class FlatSpam(FlatAdamW):
             self.norms = first["norms"] = torch.full((c.history,), torch.nan, device=weights.device)
         self.spikes, self.soft = self.tally.new_zeros(()), self.tally.new_zeros(())
         edge = CHUNK[weights.device.type]
-        self.chunks = [[slice(a, min(a + edge, s.stop)) for a in range(s.start, s.stop, edge)] for s in self.arena.spans]
+        self.chunks = [
+            [slice(a, min(a + edge, s.stop)) for a in range(s.start, s.stop, edge)] for s in self.arena.spans
+        ]
         """Of each group."""
         self.scratch = [weights.new_empty(min(edge, len(weights))) for _ in range(2)]
 

@@ -58,7 +58,8 @@ class Pruner:
         """Called after `observe`, before clipping."""
 
     def update(self, step: int, progress: float) -> None:
-        """Called once after optimizer step number `step` (first 1), at `progress` in (0, 1] of the budget.
+        """Called once after optimizer step number `step` (first 1), at `progress` in (0, 1] of the budget; under one of
+        seconds after the last step again, at progress 1.
 
         Raises EffectError if the weights are not as sparse as they were made.
         """

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Whole trials that prune: rows, contracts, ends, resume."""
 
-import itertools
 import os
 import signal
 
@@ -97,14 +96,22 @@ def test_a_ramp_beyond_the_budget_is_refused(tmp_path):
     assert code == 2 and "CONFIG_PRUNE_WARMUP = 15" in attempt.read("exit")["message"]
 
 
-def test_a_budget_of_seconds_reaches_the_end_of_the_ramp(tmp_path):
+@pytest.mark.parametrize("fraction, step_s", [(0.75, 0.1), (1.0, 0.1), (0.75, 0.7)])  # then none begins after 75 %
+@pytest.mark.parametrize("scope", ["FULL", "WEIGHTS"])
+def test_a_budget_of_seconds_reaches_the_end_of_the_ramp(tmp_path, fraction, step_s, scope):
     def before():
         from ablab.window import Clocks
 
-        calls = itertools.count()
-        Clocks.training = lambda self: next(calls) / 50  # seconds, as often as somebody asks
+        real, steps = Clocks.to, []
 
-    extra = PRUNED + "CONFIG_TRAIN_BUDGET_TIME=y\nCONFIG_TRAIN_TIME=2\n"
+        def to(self, name):
+            steps.extend([name] * (name == "optimizer"))
+            real(self, name)
+
+        Clocks.to, Clocks.training = to, lambda self: step_s * len(steps)
+
+    extra = PRUNED.replace("WARMUP=4", "WARMUP=2") + "CONFIG_TRAIN_BUDGET_TIME=y\nCONFIG_TRAIN_TIME=2\n"
+    extra += f'CONFIG_PRUNE_RAMP_FRACTION="{fraction}"\nCONFIG_PRUNE_SCOPE_{scope}=y\n'
     trial, attempt, code = run(tmp_path, extra, before)
     assert code == 0, attempt.log.read_text()
     last = [r["m"]["sparsity"] for r in rundir.rows(trial) if "sparsity" in r["m"]][-1]
