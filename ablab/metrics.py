@@ -51,7 +51,7 @@ memory/host_rss_gib | GiB | v | m | resident memory of the process, peak since t
 memory/num_ooms | count | v | s | allocations that failed
 memory/{weights,grads,optimizer,masks}_gib | GiB | v | l | tensors of one kind, walked after step 2
 final/val_loss | nats/token | v | l | val_loss at the end of the budget
-final/best_val_loss | nats/token | v | l | lowest val_loss of the trial
+final/best_val_loss | nats/token | v | l | lowest val_loss, with pruning that of the last sparsity
 final/best_val_perplexity | 1 | v | l | exp of final/best_val_loss
 sched/lam | 0..1 | - | l | strength of the couplings
 effect/<contract> | 0/1 | ^ | l | 1 if a contract of a member holds

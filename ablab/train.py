@@ -27,7 +27,7 @@ SAY_S = 30.0  # between lines of the log
 SAID = ("train_loss", "val_loss", "learning_rate", "grad_norm", "train/tok_per_sec", "train/mfu")
 VALIDATION = ("val_loss", "val_perplexity", "val_bpb")
 PROBES = (0.0, 0.25, 0.5, 0.75)  # progress at which the applied rate is kept; the last step is the fifth
-STATE = ("step", "evals", "stale", "best", "top", "first_loss", "latest", "probes", "applied", "rowed")
+STATE = ("step", "evals", "stale", "best", "top", "level", "first_loss", "latest", "probes", "applied", "rowed")
 """Attributes of the loop that a checkpoint holds."""
 
 
@@ -61,6 +61,8 @@ class Loop:
         """Lowest val_loss and its step."""
         self.top: list[list[float]] = []
         """[val_loss, step] of the best evaluations that have a checkpoint, best first."""
+        self.level = 0.0
+        """Sparsity that the models of `best` and `top` have."""
         self.first_loss: float | None = None
         self.latest: dict[str, float] = {}
         """Newest value of each metric."""
@@ -109,7 +111,7 @@ class Loop:
             # evaluate
             if evaluates and not self.evaluate():
                 continue  # told to stop
-            early = 0 < t.stop_patience <= self.stale
+            early = 0 < t.stop_patience <= self.stale and not self.pruner.ramping
             # log
             if new and (evaluates or (self.step and self.step % t.log_steps == 0)):
                 self.row(evaluates, done or early)
@@ -233,6 +235,8 @@ class Loop:
             self.attempt.judge([FIRST_LOSS], self, 0)
         elif self.watched:
             self.attempt.judge(self.watched, self, self.step)
+        if self.pruner.wanted != self.level:  # what was less sparse is nothing to choose, nor to fall short of
+            self.level, self.best, self.top, self.stale = self.pruner.wanted, None, [], 0
         if self.best is None or loss < self.best[0]:
             self.best, self.stale = (loss, self.step), 0
         else:

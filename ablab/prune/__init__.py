@@ -86,6 +86,10 @@ class Pruner:
 
     nbytes = 0
     """Of masks and scores."""
+    wanted = 0.0
+    """Sparsity that the last update was asked for."""
+    ramping = False
+    """More is to come."""
 
 
 class Prune(Plugin, family="PRUNE"):

@@ -39,8 +39,8 @@ class Masked(Pruner):
         step = self.mask.chunks[0].stop - self.mask.chunks[0].start
         self.parts = [[slice(a, min(a + step, s.stop)) for a in range(s.start, s.stop, step)] for s in spans]
         """Chunks of each weight."""
-        self.wanted, self.held = 0.0, 0
-        """Sparsity that the last update was asked for, and the zeros it made."""
+        self.held = 0
+        """Zeros that the last update made."""
 
     @abstractmethod
     def score(self, at: slice) -> Tensor:
@@ -52,7 +52,7 @@ class Masked(Pruner):
 
     @torch.no_grad()
     def update(self, step: int, progress: float) -> None:
-        over = self.ramp.end is None and self.wanted == self.ramp.final
+        over = self.ramp.end is None and not self.ramping
         if self.ramp.due(step, progress) and not over:
             self.wanted = self.ramp.target(step, progress)
             for parts, k in self.allotted():
@@ -106,6 +106,10 @@ class Masked(Pruner):
         self.mask.load(state["prune/mask"])
         self.wanted = float(state["prune/wanted"])
         self.held = self.masked()
+
+    @property
+    def ramping(self) -> bool:
+        return self.wanted != self.ramp.final
 
     @property
     def nbytes(self) -> int:
