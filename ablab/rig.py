@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ablab import build, checkpoint, config, kconf, metrics
+from ablab import bind, build, checkpoint, config, kconf, metrics, plugin
 from ablab.dist import World
 from ablab.rundir import Checkpoint
 from ablab.schedule._coupling import Strength
@@ -47,13 +47,10 @@ FIXED = {
 MOST = {
     "MODEL_GPT_LAYERS": 3,  # a first, a middle and a last block differ
     "MODEL_GPT_HEADS": 4,
-    "ATTN_RACT_K": CONTEXT // 2,
-    "MLP_CROSS_SPARSE_K": CONTEXT // 2,
     "SCHED_WARMUP": OVERFIT // 4,
 }
 WIDEST = 8  # times the embedding: chance asks for thousands
-BY_WIDTH = ("MLP_GELU_WIDTH", "MLP_HEADGATE_DIM", "MLP_CROSS_RANK", "MLP_RECIPROCAL_WIDTH", "ATTN_MLA_LATENT")
-BY_CONTEXT = ("ATTN_RECIPROCAL_WINDOW", "EVAL_KVPRUNE_KEEP", "EVAL_KVPRUNE_RECENT")
+BY_CONTEXT = ("EVAL_KVPRUNE_KEEP", "EVAL_KVPRUNE_RECENT")
 
 
 class CheckError(Exception):
@@ -66,16 +63,21 @@ def shrunk(values: Mapping[str, Any]) -> dict[str, Any]:
     Widths keep their ratio to the embedding, and stay multiples of the heads where they were; so sizes that differ
     still do, as far as the smaller model can tell them apart.
     """
-    tree = kconf.load()
+    tree, scales = kconf.load(), dict.fromkeys(BY_CONTEXT, "context")
+    for member in (plugin.find(s) for family in ("ATTN", "MLP") for s in plugin.selected(family, values)):
+        scales |= {bind.symbol_of(member.symbol, name): scale for name, scale in member.scales.items()}
     small = {n: v for n, v in FIXED.items() if n in values}
     small |= {n: min(v, values[n]) for n, v in MOST.items() if n in values}
     heads, now = values.get("MODEL_GPT_HEADS", 1), small.get("MODEL_GPT_HEADS", 1)
-    for names, size, new in ((BY_WIDTH, "MODEL_GPT_EMBED", WIDTH), (BY_CONTEXT, "MODEL_GPT_BLOCK", CONTEXT)):
-        for name in (n for n in names if values.get(n)):  # 0 is off
-            unit = now if names is BY_WIDTH and values[name] % heads == 0 else 1
-            low, high = tree.span(name) or (1, values[name])
-            wanted = min(max(low, values[name] * new / values[size]), high, WIDEST * new)
-            small[name] = max(round(wanted / unit), -(-low // unit), 1) * unit
+    for name, scale in ((n, s) for n, s in scales.items() if values.get(n)):  # 0 is off
+        if scale == "keys":
+            small[name] = min(values[name], CONTEXT // 2)
+            continue
+        size, new = ("MODEL_GPT_EMBED", WIDTH) if scale == "width" else ("MODEL_GPT_BLOCK", CONTEXT)
+        unit = now if scale == "width" and values[name] % heads == 0 else 1
+        low, high = tree.span(name) or (1, values[name])
+        wanted = min(max(low, values[name] * new / values[size]), high, WIDEST * new)
+        small[name] = max(round(wanted / unit), -(-low // unit), 1) * unit
     if values.get("EVAL_KVPRUNE"):
         small["EVAL_KVPRUNE_KEEP"] = max(small["EVAL_KVPRUNE_KEEP"], small["EVAL_KVPRUNE_RECENT"] + 2)
     return {**values, **small}

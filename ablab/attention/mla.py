@@ -73,6 +73,8 @@ class Latents(Project):
 class Mla(Attention, symbol="ATTN_MLA"):
     """The projector with latents."""
 
+    scales = {"latent": "width"}
+
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:
         """ATTN_MLA_*."""

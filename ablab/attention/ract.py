@@ -96,6 +96,7 @@ class Ract(Attention, symbol="ATTN_RACT"):
 
     couples = True
     identity = True
+    scales = {"k": "keys"}
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:

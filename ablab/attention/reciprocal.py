@@ -56,6 +56,7 @@ class Reciprocal(Attention, symbol="ATTN_RECIPROCAL"):
     """RA, with weights learned per head or fixed."""
 
     couples = True
+    scales = {"window": "context"}
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:

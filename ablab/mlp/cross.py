@@ -113,6 +113,7 @@ class Cross(Mlp, symbol="MLP_CROSS"):
     """Cross-token routing."""
 
     couples = identity = True
+    scales = {"rank": "width", "sparse_k": "keys"}
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:

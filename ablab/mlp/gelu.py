@@ -47,6 +47,8 @@ class Narrow(Linear, Down):
 class Gelu(Mlp, symbol="MLP_GELU"):
     """Dense hidden layer."""
 
+    scales = {"width": "width"}
+
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:
         """MLP_GELU_*."""

@@ -62,6 +62,7 @@ class Headgate(Mlp, symbol="MLP_HEADGATE"):
     """Head gate for the next block."""
 
     couples = identity = True
+    scales = {"dim": "width"}
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:

@@ -39,6 +39,7 @@ class Reciprocal(Mlp, symbol="MLP_RECIPROCAL"):
     """Attention output into the hidden layer."""
 
     couples = identity = True
+    scales = {"width": "width"}
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:

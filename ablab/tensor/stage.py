@@ -411,6 +411,9 @@ class BlockMember(Plugin):
     """All that it does is multiplied by the coupling strength lam: at lam = 0 a model is its host."""
     identity: bool = False
     """At init a model has the logits of its host, bit for bit; a property where the configuration decides."""
+    scales: ClassVar[Mapping[str, str]] = {}
+    """Integer fields that shrink with the model of the dry run: `width` as its embedding, `context` as its length,
+    `keys` to half of that at most."""
 
     @abstractmethod
     def parts(self, dims: Dims) -> tuple[Part, ...]:
