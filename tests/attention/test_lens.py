@@ -6,10 +6,9 @@ import torch
 
 from ablab import build
 from ablab.attention.lens import Tilt
-from ablab.attention.reciprocal import Fold
 from ablab.tensor.attend import attend
 from ablab.tensor.stage import Ctx, Gauges
-from tests.attention.calls import DIMS, B, H, K, T, assert_same, context, heads, leaves, random, rows
+from tests.attention.calls import DIMS, B, H, K, T, assert_same, context, fold, heads, leaves, random, rows
 from tests.blocks import network, perturbed, tokens
 
 
@@ -32,7 +31,7 @@ def test_each_key_gets_a_bias_of_its_own(lam):
 @pytest.mark.parametrize("window", [0, 7])
 def test_under_reciprocal_attention_it_stays_a_bias_of_the_columns(window):
     q, k, v = leaves(*3 * [(B, H, T, K)])
-    lens, ra = tilt(), Fold(DIMS, 0.3, True, window).double()
+    lens, ra = tilt(), fold(window)
     m, _ = attend(ra(lens(heads(q, k, v), context()), context()), Ctx())
     s, w_s, w_r = q @ k.mT, ra.w_s[:, None, None], ra.w_r[:, None, None]
     near = (torch.arange(T)[:, None] - torch.arange(T) <= window) | (window == 0)
@@ -43,8 +42,8 @@ def test_under_reciprocal_attention_it_stays_a_bias_of_the_columns(window):
 def test_a_copy_in_the_role_of_the_key_would_move_no_row_without_a_window():
     q, k, v = leaves(*3 * [(B, H, T, K)])
     u = tilt().u[:, None]
-    same = [attend(Fold(DIMS, 0.3, True, 0).double()(h, context()), Ctx())[0].y_BHTV for h in two(q, k, v, u)]
-    other = [attend(Fold(DIMS, 0.3, True, 7).double()(h, context()), Ctx())[0].y_BHTV for h in two(q, k, v, u)]
+    same = [attend(fold(0)(h, context()), Ctx())[0].y_BHTV for h in two(q, k, v, u)]
+    other = [attend(fold(7)(h, context()), Ctx())[0].y_BHTV for h in two(q, k, v, u)]
     assert (same[0] - same[1]).abs().max() < 1e-12 and (other[0] - other[1]).abs().max() > 1e-2
 
 

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from ablab import config
 from ablab.attention.reciprocal import Fold
 from ablab.tensor.attend import attend
-from ablab.tensor.stage import Coupling, Ctx, Gauges, Past
+from ablab.tensor.stage import Coupling, Ctx, Gauges
 from tests.attention.calls import DIMS, B, H, K, Kernels, T, assert_same, context, heads, leaves, random, rows
 from tests.blocks import network, perturbed, tokens, values
+from tests.contract.test_members import ALL, LONG, assert_conforms, assert_no_square, make
 
 WINDOWS = [1, 4, 7, T - 1, T, T + 15]
 
@@ -67,27 +68,22 @@ def test_a_band_starts_as_the_host(window):
     assert (net(x).logits - network().double()(x).logits).abs().max() < 1e-12
 
 
-ALL = {
-    "MODEL_GPT_BIAS": False,
-    "ATTN_LENS": True,
-    "ATTN_RECIPROCAL": True,
-    "ATTN_RWR": True,
-    "ATTN_RESTART": True,
-}
+BANDED = pytest.mark.parametrize("case", ALL, ids=lambda case: f"all on {case[0]}")
 
 
+@BANDED
 @pytest.mark.parametrize("window", [1, 7, T - 1, T + 15])
-def test_a_band_decodes_from_the_cache_beside_all_that_composes_with_it(window):
-    net, x, past = perturbed(network(**ALL, ATTN_RECIPROCAL_WINDOW=window).double()).eval(), tokens(2, T), Past(T)
-    with torch.no_grad():
-        full = net(x).logits
-        got = [net(x[:, :9], past=past).logits]
-        got += [net(x[:, t : t + 1], past=past).logits for t in range(9, T)]
-    assert (torch.cat(got, 1) - full[:, 8:]).abs().max() < 1e-10
+def test_a_band_is_causal_alive_and_decodes_beside_all_that_composes_with_it(case, window):
+    assert_conforms(make(*case, ATTN_RECIPROCAL_WINDOW=window), T)
 
 
-def test_cache_holds_queries_and_walk_states_beside_keys_and_values():
-    assert network(**ALL, ATTN_RWR_HOPS=3).facts()["kv_bytes_per_token"] == 2 * 3 * 32 * (2 + 1 + 2)  # bf16, 3 blocks
+@BANDED
+def test_a_band_beside_all_forms_no_square(case):
+    assert_no_square(make(*case, ATTN_RECIPROCAL_WINDOW=16, MODEL_GPT_BLOCK=LONG))
+
+
+def test_cache_holds_queries_beside_keys_and_values():
+    assert network(ATTN_RECIPROCAL=True).facts()["kv_bytes_per_token"] == 2 * 3 * 32 * (2 + 1)  # bf16, 3 blocks
 
 
 def test_fixed_weights_are_no_parameters_and_leave_no_key():

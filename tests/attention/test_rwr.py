@@ -5,12 +5,11 @@ import pytest
 import torch
 
 from ablab import config
-from ablab.attention.reciprocal import Fold
 from ablab.attention.rwr import Walk
 from ablab.tensor.attend import attend
 from ablab.tensor.stage import Ctx, Field, Gauges
-from tests.attention.calls import DIMS, B, H, K, Kernels, T, assert_same, context, heads, leaves, random, rows
-from tests.blocks import values
+from tests.attention.calls import DIMS, B, H, K, Kernels, T, assert_same, context, fold, heads, leaves, random, rows
+from tests.blocks import network, values
 
 ALPHA = 0.2
 
@@ -55,9 +54,14 @@ def test_mass_of_a_row_is_what_the_hops_leave(hops):
     assert (m.y_BHTV - mass[:, None, None]).abs().max() < 1e-12
 
 
+def test_cache_holds_walk_states_beside_keys_and_values():
+    net = network(ATTN_RWR=True, ATTN_RWR_HOPS=3)
+    assert net.facts()["kv_bytes_per_token"] == 2 * 3 * 32 * (2 + 2)  # bf16, 3 blocks
+
+
 def test_it_walks_on_the_reciprocal_matrix_in_a_band():
     q, k, v = leaves(*3 * [(B, H, T, K)])
-    part, ra = walk(3), Fold(DIMS, 0.3, True, 7).double()
+    part, ra = walk(3), fold(7)
     h = ra(heads(q, k, v), context())
     m = part(attend(h, Ctx())[0], h, context())
     s, near = q @ k.mT, torch.arange(T)[:, None] - torch.arange(T) <= 7

@@ -7,6 +7,7 @@ from init, where a mechanism that starts as the identity shows.  fp64 on one thr
 
 import copy
 import itertools
+import math
 from dataclasses import dataclass
 from functools import cache, partial
 from types import SimpleNamespace
@@ -17,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from ablab import config, kconf, plugin
+from ablab import config, kconf, metrics, plugin
 from ablab.attention import Attention
-from ablab.model import fingerprint
-from ablab.tensor.stage import Coupling, Gate, Part, Past
+from ablab.tensor.stage import Coupling, Ctx, Emit, Gate, Part, Past
 from tests.blocks import SIZES, assemble, block_members, perturbed, tokens, values
 
 T = SIZES["MODEL_GPT_BLOCK"]
+LONG = 257  # above every width and the vocabulary of the test model
 CUTS = (1, 7, 16, T - 1)
 MEMBERS = block_members()
 SWITCHES = [s for s in MEMBERS if kconf.load().symbols[s].choice is None]
@@ -37,24 +38,24 @@ COMPILE = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Deprec
 def typed(*symbols):
     """Values of the default model with members on, and what they need; None where they exclude one another.
 
-    A case may be several words, and a word SYMBOL=n.
+    A case may be several words, and a word SYMBOL=value.
     """
-    tree, asked = kconf.load(), {}
-    for word in (w for case in symbols for w in case.split() if w not in PLANTED):
-        symbol, _, off = word.partition("=")
-        base = [kconf.parse("test", enumerate(lines(asked), 1), "test")]
-        needs = kconf.remedy(tree, base, kconf.Request(symbol, off or "y", "test"))
+    tree, asked, planted = kconf.load(), {}, {}
+    for word in (w for case in symbols for w in case.split()):
+        symbol, _, value = word.partition("=")
+        if symbol in PLANTED:
+            planted = PLANTED | planted | ({symbol: int(value)} if value else {})
+            continue
+        lines = [f"CONFIG_{name}={text}" for name, text in asked.items()]
+        base = [kconf.parse("test", enumerate(lines, 1), "test")]
+        needs = kconf.remedy(tree, base, kconf.Request(symbol, value or "y", "test"))
         if needs is None:
             return None
-        asked |= {r.name: r.text == "y" for r in needs} | {symbol: not off}
+        asked |= {r.name: r.text for r in needs} | {symbol: value or "y"}
     try:
-        return values(**asked) | (PLANTED if set(symbols) & set(PLANTED) else {})
+        return values(**asked) | planted
     except kconf.ConfigError:  # what one needs excludes another
         return None
-
-
-def lines(asked):
-    return [f"CONFIG_{s}={'y' if on else 'n'}" for s, on in asked.items()]
 
 
 def make(*symbols, seed=1, probe=True, **changes):
@@ -75,30 +76,88 @@ def assert_close(got, want, tolerance=1e-10):
         assert (a - b).abs().max() <= tolerance
 
 
+def goes(*case):
+    """Whether all members of a case are on in one model."""
+    return typed(*case) is not None and all(typed(*case).get(s) is True for s in case)
+
+
+def most(choice):
+    """A choice and all switches that go with it and with those before them."""
+    case = (choice,)
+    for switch in SWITCHES:
+        case += (switch,) * goes(*case, switch)
+    return case
+
+
 def subsets():
-    """Every subset of the switches on every choice; beyond seven switches, each pair, none and all."""
-    sizes = range(len(SWITCHES) + 1) if len(SWITCHES) <= 7 else (0, 1, 2, len(SWITCHES))
+    """Every subset of the switches on every choice; beyond seven switches none, one, each pair and all: each set of
+    members once."""
+    sizes = range(len(SWITCHES) + 1) if len(SWITCHES) <= 7 else range(3)
     chosen = [c for n in sizes for c in itertools.combinations(SWITCHES, n)]
-    cases = [(choice, *c) for choice in CHOICES for c in chosen]
-    return [c for c in cases if typed(*c) is not None and all(typed(*c).get(s) is True for s in c)]
+    found = {}
+    for case in [(choice, *c) for choice in CHOICES for c in chosen] + [most(choice) for choice in CHOICES]:
+        if goes(*case):
+            found.setdefault(frozenset(s for s in MEMBERS if typed(*case).get(s) is True), case)
+    return list(found.values())
+
+
+def builds(case):
+    try:
+        return typed(case) is not None and bool(assemble(typed(case)))
+    except ValueError:
+        return False  # the member refuses it, by a rule of its own
+
+
+def name(case):
+    """The member that a case is about."""
+    return case.split()[0]
+
+
+def mine(case):
+    """Visible symbols of the member that a case is about, and their values."""
+    return {n: v for n, v in typed(case).items() if n.startswith(f"{name(case)}_")}
+
+
+def texts(value):
+    """Other values to try, as they are written."""
+    if isinstance(value, bool):
+        return ["n" if value else "y"]
+    if isinstance(value, float):
+        return [f'"{v}"' for v in (value / 2 or 0.3, 2 * value)]
+    return [str(n) for n in (value // 2 or 7, value - 4, value + 4, value + 1)]  # heads may have to share it
 
 
 def variants(symbol):
-    """The member with one choice or bool of its own changed: each alternative that builds."""
-    infos, found = kconf.load().symbols, []
-    for name, value in typed(symbol).items():
-        if name.startswith(f"{symbol}_") and isinstance(value, bool) and not (value and infos[name].choice):
-            case = f"{symbol} {name}{'=n' * value}"
-            try:
-                assemble(typed(case))
-            except ValueError:
-                continue  # the member refuses it, by a rule of its own
-            found.append(case)
-    return found
+    """The member with one choice or bool of its own changed, and those that this shows; where the member refuses one,
+    with a number beside it."""
+    infos, cases, known = kconf.load().symbols, [symbol], set()
+    for case in cases:
+        values = mine(case)
+        numbers = [f"{n}={t}" for n, v in values.items() if not isinstance(v, bool) for t in texts(v)]
+        for n, v in values.items():
+            if n not in known and isinstance(v, bool) and not (v and infos[n].choice):
+                tries = (f"{case} {number} {n}={texts(v)[0]}" for number in ("", *numbers))
+                cases += itertools.islice(filter(builds, tries), 1)
+        known |= values.keys()
+    return [" ".join(case.split()) for case in cases[1:]]
 
 
+def turned(symbol):
+    """(case, cases with one number of the member changed), each number once."""
+    found = {}
+    for case in [symbol, *variants(symbol)]:
+        for n, v in mine(case).items():
+            if not isinstance(v, bool):
+                found.setdefault(n, (case, [c for c in (f"{case} {n}={t}" for t in texts(v)) if builds(c)]))
+    return list(found.values())
+
+
+CASES = MEMBERS + [v for s in MEMBERS for v in variants(s)]
+ALL = list(dict.fromkeys(c for c in subsets() if len(c) > 3))
 every = pytest.mark.parametrize("symbol", MEMBERS)
-every_variant = pytest.mark.parametrize("symbol", MEMBERS + [v for s in MEMBERS for v in variants(s)])
+every_switch = pytest.mark.parametrize("symbol", SWITCHES)
+every_variant = pytest.mark.parametrize("symbol", CASES)
+everything = pytest.mark.parametrize("case", ALL, ids=lambda case: f"all on {case[0]}")
 
 
 @every_variant
@@ -132,8 +191,9 @@ def test_forward_is_pure(symbol):
 
 
 @every_variant
-def test_every_parameter_lives_within_two_steps(symbol):
-    net, x = make(symbol, probe=False), tokens(4, T)
+@pytest.mark.parametrize("layers", [2, 3])
+def test_every_parameter_lives_within_two_steps(symbol, layers):
+    net, x = make(symbol, probe=False, MODEL_GPT_LAYERS=layers), tokens(4, T)
     seen = dict.fromkeys((n for n, _ in net.named_parameters()), False)
     for step in range(2):
         net.zero_grad()
@@ -174,37 +234,50 @@ def test_recomputed_blocks_give_equal_gradients(symbol):
     assert_close(gradients(net, x, x), want)
 
 
-@COMPILE
-@every
-def test_compiled_equals_eager(symbol):
-    net, x = make(symbol), tokens(2, T)
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    assert_close(gradients(compiled, x, x), gradients(net, x, x))
+def compiled(net, x):
+    """Gradients of a model compiled as one graph."""
+    got = gradients(torch.compile(net, fullgraph=True, backend="aot_eager"), x, x)
     torch._dynamo.reset()
+    return got
 
 
 @COMPILE
-@every
+@pytest.mark.parametrize(("case", "again"), [(ALL[0], False), (ALL[-1], True)], ids=["plain", "recomputed"])
+def test_all_together_compile(case, again):
+    net, x = make(*case, MODEL_GPT_LAYERS=2), tokens(2, T)
+    want = gradients(net, x, x)
+    for block in net.blocks if again else ():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    assert_close(compiled(net, x), want)
+
+
+@pytest.mark.slow
+@COMPILE
+@every_variant
 def test_compiled_and_recomputed_equals_eager(symbol):
     net, x = make(symbol), tokens(2, T)
     want = gradients(net, x, x)
+    assert_close(compiled(net, x), want)
     for block in net.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    assert_close(gradients(compiled, x, x), want)
-    torch._dynamo.reset()
+    assert_close(compiled(net, x), want)
+
+
+def decoded(net, x, prefill=9):
+    """Logits from the last token of the prefill on, and the cache."""
+    past, n = Past(x.shape[1]), x.shape[1]
+    with torch.no_grad():
+        got = [net(x[:, :prefill], past=past).logits]
+        got += [net(x[:, t : t + 1], past=past).logits for t in range(prefill, n)]
+    assert past.length == n
+    return torch.cat(got, 1), past
 
 
 @every_variant
 def test_cached_decode_equals_the_full_forward(symbol):
     net, x = make(symbol).eval(), tokens(2, T)
-    past = Past(T)
-    with torch.no_grad():
-        full = net(x).logits
-        got = [net(x[:, :9], past=past).logits]
-        got += [net(x[:, t : t + 1], past=past).logits for t in range(9, T)]
-    assert_close([torch.cat(got, 1)], [full[:, 8:]])
-    assert past.length == T
+    got, past = decoded(net, x)
+    assert_close([got], [net(x).logits[:, 8:]])
     for layer, block in enumerate(net.blocks):
         declared = {name for m in block.modules() if isinstance(m, Part) for name in m.caches}
         assert {name for where, name in past.fields if where == layer} == declared
@@ -248,37 +321,70 @@ def test_shared_tensors_start_equal_to_the_host(symbol):
     assert len(shared) >= 20 and all(torch.equal(host[n], net[n]) for n in shared)
 
 
-def member(symbol):
-    return next(m for f in ("ATTN", "MLP") for m in config.create(f, typed(symbol)) if m.symbol == symbol)
+def member(case):
+    return next(m for f in ("ATTN", "MLP") for m in config.create(f, typed(case)) if m.symbol == name(case))
 
 
-def without(symbol, net):
+def without(case, net):
     """The host: the same model and tensors, the member switched off."""
-    host = make(**{**typed(symbol), symbol: False})
+    host = assemble({**typed(case), name(case): False}).double()
     host.load_state_dict(net.state_dict(), strict=False)
     return host
 
 
-@every
-def test_identity_members_start_as_their_host(symbol):
-    net, x = make(symbol, probe=False), tokens(2, T)
-    assert any(p.symbol == symbol for p in parts(net))
+@every_variant
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_identity_members_start_as_their_host(symbol, dtype):
+    net, x = make(symbol, probe=False).to(dtype), tokens(2, T)
+    assert any(p.symbol == name(symbol) for p in parts(net))
     if member(symbol).identity:
-        host = assemble({**typed(symbol), symbol: False}).double()
+        host = assemble({**typed(symbol), name(symbol): False}).to(dtype)
         assert torch.equal(net(x).logits, host(x).logits)
 
 
-@every
+@every_variant
 def test_without_coupling_a_coupled_member_is_its_host(symbol):
-    net, x = make(symbol), tokens(2, T)
-    mine = [p for p in parts(net) if p.symbol == symbol]
-    assert mine and all(p.couples == member(symbol).couples for p in mine)
-    assert member(symbol).couples == any(Coupling in p.reads + p.takes for p in mine)
-    if member(symbol).couples:
+    net, x, me = make(symbol), tokens(2, T), member(symbol)
+    mine = [p for p in parts(net) if p.symbol == name(symbol)]
+    assert mine and all(p.couples == me.couples for p in mine)
+    assert me.couples == any(Coupling in p.reads + p.takes for p in mine)
+    assert me.couples == any(c.name == f"moved/{me.symbol}" for c in me.contracts())
+    if me.couples:
         host = without(symbol, net)(x).logits
         assert not torch.equal(net(x).logits, host)
         net.lam.fill_(0.0)
         assert_close([net(x).logits], [host], 1e-12)
+
+
+def states(net, x_BT):
+    """The residual stream after each block."""
+    ctx, x_BTD, out = Ctx().put(Coupling(net.lam)), net.wte(x_BT) + net.wpe.weight[: x_BT.shape[1]], []
+    for block in net.blocks:
+        x_BTD, ctx = block(x_BTD, ctx)
+        out.append(x_BTD)
+    return out
+
+
+@pytest.mark.parametrize("symbol", [c for c in CASES if any(isinstance(p, Emit) for p in parts(make(c)))])
+def test_what_a_block_emits_changes_later_blocks_only(symbol):
+    net, x = make(symbol, MODEL_GPT_LAYERS=4), tokens(2, 20)
+    before = states(net, x)
+    for layer in range(3):
+        emits = [p for p in net.blocks[layer].modules() if isinstance(p, Emit)]
+        hooks = [p.register_forward_hook(lambda m, args, out: type(out)(*(t + 0.5 for t in out))) for p in emits]
+        after = states(net, x)
+        assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [n <= layer for n in range(4)]
+        for hook in hooks:
+            hook.remove()
+
+
+@every_variant
+def test_gauges_are_reported_as_declared_and_have_a_unit(symbol):
+    net = make(symbol)
+    got = net.gauges(tokens(2, 20))  # raises where the two sets differ
+    assert len(got) == sum(len(p.gauges) for p in parts(net))
+    for gauge, value in got.items():
+        assert metrics.get(gauge) and math.isfinite(value), gauge
 
 
 @every
@@ -340,29 +446,97 @@ class Squares(TorchDispatchMode):
         return out
 
 
-@every_variant
-def test_no_op_forms_a_square_of_the_sequence(symbol):
-    long = 257  # above every width and the vocabulary of the test model
-    net, x = make(symbol, MODEL_GPT_BLOCK=long), tokens(1, long)
-    with Squares(long) as seen:
+def assert_no_square(net):
+    x = tokens(1, LONG)
+    with Squares(LONG) as seen:
         net(x, x).loss.backward()
     assert seen.found == set()
 
 
-@pytest.mark.parametrize("case", subsets(), ids="+".join)
-def test_every_subset_runs_in_the_same_hosts(case):
-    net, x = make(*case), tokens(2, T)
+@every_variant
+def test_no_op_forms_a_square_of_the_sequence(symbol):
+    assert_no_square(make(symbol, MODEL_GPT_BLOCK=LONG))
+
+
+@everything
+def test_all_together_form_no_square(case):
+    assert_no_square(make(*case, MODEL_GPT_BLOCK=LONG))
+
+
+def assert_conforms(net, n=20):
+    """What a combination could break: causality, gradients, decode from the cache."""
+    x = tokens(2, n)
+    full = net(x).logits
     assert all(torch.isfinite(g).all() and (g != 0).any() for g in gradients(net, x, x))
-    other = torch.cat([x[:, :20], tokens(2, 20, seed=3)], 1)
-    assert torch.equal(net(other).logits[:, :20], net(x).logits[:, :20])
+    other = torch.cat([x[:, :11], tokens(2, n - 11, seed=3)], 1)
+    got = net(other).logits
+    assert torch.equal(got[:, :11], full[:, :11]) and not torch.equal(got[:, 11:], full[:, 11:])
+    for t in (1, 6):
+        assert_close([net(x[:, :t]).logits], [full[:, :t]])
+    assert_close([decoded(net.eval(), x)[0]], [full[:, 8:]])
 
 
-def test_no_two_subsets_build_the_same_model():
+@pytest.mark.parametrize("case", subsets(), ids="+".join)
+def test_every_subset_is_causal_alive_and_decodes(case):
+    assert_conforms(make(*case))
+
+
+@everything
+def test_without_coupling_all_together_are_their_host(case):
+    net, x = make(*case), tokens(2, T)
+    coupled = [m.symbol for m in net.members if m.couples]
+    host = assemble({**typed(*case), **dict.fromkeys(coupled, False)}).double()
+    host.load_state_dict(net.state_dict(), strict=False)
+    assert coupled and not torch.equal(net(x).logits, host(x).logits)
+    net.lam.fill_(0.0)
+    assert_close([net(x).logits], [host(x).logits], 1e-12)
+
+
+@pytest.mark.parametrize(
+    "case", [*((s,) for s in CASES), *ALL], ids=lambda c: c[0] if len(c) == 1 else f"all on {c[0]}"
+)
+def test_bf16_follows_fp32(case):
+    net, x = make(*case).float().eval(), tokens(2, 20)
+    want = net(x).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(x, x, keep_logits=True)
+        got, _ = decoded(net, x)
+    assert out.loss.dtype == torch.float32 and (out.logits - want).abs().max() < 0.03 * want.abs().max()
+    assert (got - want[:, 8:]).abs().max() < 0.03 * want.abs().max()
+    grads = torch.autograd.grad(out.loss, list(net.parameters()))
+    assert all(torch.isfinite(g).all() and (g != 0).any() for g in grads)
+
+
+def differ(one, two):
+    """Whether two models have other tensors, or give other logits or gradients where rows of P are not uniform."""
+    a, b = ({n: p.shape for n, p in net.named_parameters()} for net in (one, two))
+    if a != b:
+        return True
+    x = tokens(2, 20)
+    one, two = (perturbed(net, 0.3) for net in (one, two))
+    pairs = zip((one(x).logits, *gradients(one, x, x)), (two(x).logits, *gradients(two, x, x)), strict=True)
+    return any((p - q).abs().max() > 1e-9 for p, q in pairs)
+
+
+@every_switch
+def test_a_member_makes_another_model(symbol):
+    assert differ(make(symbol), make(**{**typed(symbol), symbol: False}))
+
+
+@every
+def test_each_knob_of_a_member_makes_another_model(symbol):
+    for case, others in [*((symbol, [v]) for v in variants(symbol)), *turned(symbol)]:
+        assert any(differ(make(case), make(other)) for other in others), f"{case}: {others}"
+
+
+def test_no_two_subsets_are_the_same_model():
     seen = {}
     for case in subsets():
-        on = frozenset(s for s in MEMBERS if typed(*case).get(s) is True)  # a member may be hidden
-        seen.setdefault(fingerprint(assemble(typed(*case))), set()).add(on)
-    assert all(len(cases) == 1 for cases in seen.values())
+        with torch.device("meta"):
+            shapes = frozenset((n, p.shape) for n, p in assemble(typed(*case)).named_parameters())
+        seen.setdefault(shapes, []).append(case)
+    for cases in seen.values():
+        assert all(differ(make(*a), make(*b)) for a, b in itertools.combinations(cases, 2))
 
 
 class Fault(Gate):
@@ -389,6 +563,32 @@ class Pooled(Fault):
 
     def change(self, y_BHTV, h):
         return y_BHTV * (1 + self.g * y_BHTV.mean(2, keepdim=True))
+
+
+class Inverted(Fault):
+    """Attends to what its mask should hide."""
+
+    def change(self, y_BHTV, h):
+        s = h.q_BHTK @ h.k_BHTK.mT
+        hidden = torch.ones(s.shape[-2:]).tril(-1).bool()  # True would keep, here it is taken to drop
+        return y_BHTV + self.g * s.masked_fill(hidden, -torch.inf).softmax(-1) @ h.v_BHTV
+
+
+class Frozen(Fault):
+    """A gate that no gradient leaves from where it starts."""
+
+    def change(self, y_BHTV, h):
+        return y_BHTV * (1 + self.g.clamp(min=1))
+
+
+class Inert(Gate):
+    """Does nothing: a step with it is the step without."""
+
+    def __init__(self, dims):
+        super().__init__()
+
+    def forward(self, m, h, ctx):
+        return m, ctx
 
 
 class Crowd(Fault):
@@ -457,23 +657,35 @@ class Mute(Sound):
     couples = True
 
 
+MORE = {
+    test_every_parameter_lives_within_two_steps: {"layers": 2},
+    test_identity_members_start_as_their_host: {"dtype": torch.float64},
+}
+
+
 @pytest.mark.parametrize(
     ("fault", "check"),
     [
         (Pooled, test_a_changed_suffix_leaves_earlier_logits_equal),
         (Pooled, test_a_prefix_alone_gives_the_logits_of_the_full_run),
+        (Inverted, test_a_changed_suffix_leaves_earlier_logits_equal),
+        (Inverted, test_a_prefix_alone_gives_the_logits_of_the_full_run),
+        (Inert, test_a_member_makes_another_model),
         (Crowd, test_forward_is_pure),
         (Memory, test_forward_is_pure),
         (Noise, test_forward_is_pure),
         (Dead, test_every_parameter_lives_within_two_steps),
+        (Frozen, test_every_parameter_lives_within_two_steps),
         (Shift, test_cached_decode_equals_the_full_forward),
         (Dense, test_no_op_forms_a_square_of_the_sequence),
         (Pooled, test_every_field_is_read),
+        (Pooled, test_each_knob_of_a_member_makes_another_model),
         (Shift, test_identity_members_start_as_their_host),
         (Deaf, test_without_coupling_a_coupled_member_is_its_host),
         (Mute, test_without_coupling_a_coupled_member_is_its_host),
         (Sound, test_a_changed_suffix_leaves_earlier_logits_equal),
         (Sound, test_forward_is_pure),
+        (Sound, test_a_member_makes_another_model),
         (Sound, test_every_parameter_lives_within_two_steps),
         (Sound, test_cached_decode_equals_the_full_forward),
         (Sound, test_no_op_forms_a_square_of_the_sequence),
@@ -496,11 +708,12 @@ def test_a_planted_fault_is_seen_and_a_sound_part_passes(fault, check):
             return (fault(dims),)
 
     try:
+        tried = partial(check, "ATTN_PLANTED", **MORE.get(check, {}))
         if fault in (Sound, Coupled):
-            check("ATTN_PLANTED")
+            tried()
             return
         with pytest.raises(AssertionError):
-            check("ATTN_PLANTED")
+            tried()
     finally:
         plugin.forget("ATTN_PLANTED")
         typed.cache_clear()

@@ -4,6 +4,7 @@
 import torch
 import torch.nn.functional as F
 
+from ablab.tensor.stage import Gauges
 from tests.blocks import perturbed, tokens
 from tests.mlp.dense import assert_equal, build, logits
 
@@ -42,3 +43,22 @@ def test_gate_stays_inside_its_bounds_and_keeps_its_sign_under_bf16():
     assert s_BTH.dtype == torch.float32  # in bf16 1 + 0.1 * 0.005 were 1
     want = torch.tensor([1.0005, 0.9995, 1.1, 0.9])
     assert (s_BTH - want).abs().max() < 1e-5
+
+
+def gauges(net, x):
+    seen = Gauges()
+    net(x, gauges=seen)
+    return seen.values
+
+
+def test_gauges_of_a_gate_are_those_of_its_scale():
+    net, x = build(symbols=["MLP_HEADGATE"]).double(), tokens(2, 8)
+    got = gauges(net, x)
+    assert [got[f"mlp/0/headgate_{g}"] for g in ("scale_mean", "scale_std", "bound_frac")] == [1, 0, 0]
+    with torch.no_grad():
+        net.blocks[0].mlp.emit["headgate"].b.copy_(torch.tensor([20.0, -20.0, -20.0, 0.0]))
+    got = gauges(net, x)
+    scale = torch.tensor([1.1, 0.9, 0.9, 1.0], dtype=torch.float64)
+    assert (got["mlp/0/headgate_scale_mean"] - scale.mean()).abs() < 1e-7
+    assert (got["mlp/0/headgate_scale_std"] - scale.std(correction=0)).abs() < 1e-7
+    assert got["mlp/0/headgate_bound_frac"] == 0.75
