@@ -24,7 +24,7 @@ from ablab.tensor.stage import Coupling, Ctx, Emit, Gate, Part, Past
 from tests.blocks import SIZES, assemble, block_members, perturbed, tokens, values
 
 T = SIZES["MODEL_GPT_BLOCK"]
-LONG = 257  # above every width and the vocabulary of the test model
+LONG = 257  # above every width of the test model
 CUTS = (1, 7, 16, T - 1)
 MEMBERS = block_members()
 SWITCHES = [s for s in MEMBERS if kconf.load().symbols[s].choice is None]
@@ -447,8 +447,9 @@ class Squares(TorchDispatchMode):
 
 
 def assert_no_square(net):
-    x = tokens(1, LONG)
-    with Squares(LONG) as seen:
+    n = net.dims.block_size  # to be above every width and the vocabulary
+    x = tokens(1, n)
+    with Squares(n) as seen:
         net(x, x).loss.backward()
     assert seen.found == set()
 
@@ -513,7 +514,7 @@ def differ(one, two):
     if a != b:
         return True
     x = tokens(2, 20)
-    one, two = (perturbed(net, 0.3) for net in (one, two))
+    one, two = (perturbed(copy.deepcopy(net), 0.3) for net in (one, two))
     pairs = zip((one(x).logits, *gradients(one, x, x)), (two(x).logits, *gradients(two, x, x)), strict=True)
     return any((p - q).abs().max() > 1e-9 for p, q in pairs)
 

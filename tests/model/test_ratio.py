@@ -2,13 +2,17 @@
 """The study ratio builds what its table says: 19 steps, their parents, parameters, MLP : attention and cache bytes."""
 
 import math
+from copy import deepcopy
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 
 from ablab import config, kconf, machine, plan, study
+from tests.blocks import assemble, perturbed
+from tests.contract.test_members import assert_conforms, assert_no_square, differ
 
 ROOT = Path(__file__).parents[2]
 MACHINE = machine.Machine(cores=(0, 1), memory_bytes=1 << 34, cpu="cpu", devices=(), host="h", boot_id="b")
@@ -99,3 +103,36 @@ def test_attention_flops_of_a_step_are_those_of_its_passes():
     base, ra = built("ratio", "0"), built("ratio", "5")
     assert base.flops_per_token(LENGTH) - 6 * 124_475_904 == 12 * BLOCKS * EMBED * LENGTH
     assert ra.flops_per_token(LENGTH) - base.flops_per_token(LENGTH) == 6 * BLOCKS * EMBED * LENGTH
+
+
+@cache
+def tiny(number, **changes):
+    """A step of the tiny study, three blocks deep."""
+    typed = {**step("ratio-tiny", number).values, "MODEL_GPT_LAYERS": 3, "MODEL_GPT_DROPOUT": 0.0, **changes}
+    return assemble(typed).double()
+
+
+@pytest.mark.parametrize("number", TABLE)
+def test_a_step_is_causal_alive_and_decodes(number):
+    assert_conforms(perturbed(deepcopy(tiny(number))))
+
+
+@pytest.mark.parametrize("number", TABLE)
+def test_a_step_forms_no_square(number):
+    assert_no_square(tiny(number, MODEL_GPT_BLOCK=521))
+
+
+def test_steps_are_different_models_but_for_the_pruned_one():
+    pairs = combinations(TABLE, 2)
+    same = [pair for pair in pairs if not differ(*map(tiny, pair))]
+    assert same == [("0", "1")]
+
+
+def test_tensors_that_steps_share_start_equal():
+    seen, shared = {}, 0
+    for number in TABLE:
+        for name, t in tiny(number).state_dict().items():
+            first = seen.setdefault((name, t.shape), t)
+            assert torch.equal(first, t), f"{number}: {name}"
+            shared += first is not t
+    assert shared > 300
