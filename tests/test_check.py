@@ -20,6 +20,7 @@ from ablab.optim.adamw import FlatAdamW
 from ablab.prune import Prune, Pruner
 from ablab.tensor.stage import Enrich, Gate, LatentDelta
 from tests import trial as tiny
+from tests.contract.test_knobs import mechanisms
 
 
 def tiny_of(tmp_path):
@@ -376,6 +377,13 @@ def test_two_processes_equal_one(tmp_path, planted, part, reason):
     check.together(cases, tmp_path)
     assert cases[1].passed == ["ddp"]  # the one after a failure is tried all the same
     assert cases[0].stage == ("ddp" if reason else "") and cases[0].reason.startswith(reason)
+
+
+def test_two_processes_equal_one_with_all_mechanisms(tmp_path):
+    s = tiny.settled(tmp_path, mechanisms())
+    case = check.Case(["x-s1"], "", s.values, s.where)
+    check.together([case], tmp_path)
+    assert case.passed == ["ddp"], case.reason
 
 
 def test_a_rank_that_decides_by_chance_is_named(tmp_path, monkeypatch):

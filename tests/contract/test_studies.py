@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ablab import config, kconf, machine, model, plan, study
+from ablab import config, kconf, machine, model, plan, rig, study
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(p.stem for p in (ROOT / "studies").iterdir())
 LAPTOP = machine.Machine(cores=(0, 1), memory_bytes=1 << 34, cpu="cpu", devices=(), host="h", boot_id="b")
 LEAST_SEEDS = 3
 EXEMPT = {"demo"}  # it has to end on a laptop in four minutes, and says that it cannot decide
-SHAPING = ("MODEL", "ATTN", "MLP")
 
 
 def expand(name):
@@ -23,17 +22,15 @@ def expand(name):
 
 
 def fingerprint(trial):
-    """The built model's, for models that a laptop builds at once."""
-    if trial.values["MODEL_GPT_EMBED"] > 256:
-        pytest.skip("too large to build here; make check builds it")
-    cfg = config.load(trial.values)
+    """The built model's, at the size of the dry run."""
+    cfg = config.load(rig.shrunk(trial.values))
     return model.fingerprint(cfg.model.build(cfg.attention, cfg.mlp, trial.seed))
 
 
 def twins(trials, of):
     """Pairs of steps that ask for different models and get the same one."""
     first = {t.step: t for t in sorted(trials, key=lambda t: -t.seed) if t.step}
-    asked = {s: {n: v for n, v in t.values.items() if n.partition("_")[0] in SHAPING} for s, t in first.items()}
+    asked = {s: {n: v for n, v in rig.shrunk(t.values).items() if n.startswith(rig.BLOCK)} for s, t in first.items()}
     built = {s: of(t) for s, t in first.items()}
     return [(a, b) for a, b in combinations(first, 2) if asked[a] != asked[b] and built[a] == built[b]]
 
