@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ablab import plugin
+
 ROOT = Path(__file__).parents[2]
 BUDGET = 12_000
 CODE = sorted(p for d in ("ablab", "scripts", "benchmarks", "tests") for p in (ROOT / d).rglob("*.py"))
@@ -91,6 +93,31 @@ def test_tests_have_headers_and_assertions():
 @pytest.mark.parametrize("text", ["import pickle\n", "# SPDX-License-Identifier: MIT\nx = eval('1')\n"])
 def test_a_planted_finding_is_seen(text):
     assert findings(Path("planted.py"), text)
+
+
+def named(text: str) -> set[str]:
+    """Mechanisms that code, docstrings apart, names: by symbol, or by a string that is the name of one's file."""
+    members = [s for family in ("ATTN", "MLP") for s in plugin.members(family)]
+    nodes = [n for n in ast.walk(ast.parse(text)) if not isinstance(n, ast.Expr)]
+    inner = [c for n in nodes for c in ast.iter_child_nodes(n)]  # so the constant of a docstring is left out
+    words = {n.value for n in inner if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    slugs = {s for s in members if s.partition("_")[2].lower() in words}
+    words |= {n.id for n in inner if isinstance(n, ast.Name)} | {n.attr for n in inner if isinstance(n, ast.Attribute)}
+    return slugs | {s for s in members if any(re.search(rf"\b{s}(_|\b)", word) for word in words)}
+
+
+def test_only_members_name_a_mechanism():
+    apart = {ROOT / "ablab" / plugin.FAMILIES[family] for family in ("ATTN", "MLP")}
+    hosts = [p for p in (ROOT / "ablab").rglob("*.py") if p.parent not in apart]
+    assert len(hosts) > 60
+    assert {p.name: found for p in hosts if (found := named(p.read_text()))} == {}
+
+
+@pytest.mark.parametrize(
+    "line", ['if values["ATTN_MLA"]:', 'if part.symbol == "ATTN_MLA_LATENT":', "if mlp.MLP_GELU:", 'if slug == "gelu":']
+)
+def test_a_branch_on_a_mechanism_is_seen(line):
+    assert named(f'"""Of ATTN_MHA."""\n{line}\n    pass\n') in ({"ATTN_MLA"}, {"MLP_GELU"})
 
 
 def test_the_code_stays_inside_its_budget():
