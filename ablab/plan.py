@@ -698,7 +698,8 @@ def _budget(values: Mapping[str, Any]) -> str:
 
 def _widths(values: Mapping[str, Any]) -> Iterator[str]:
     """Widths that tensor cores take badly: those off multiples of 64."""
-    named = {f"CONFIG_{n}": v for n, v in values.items() if re.search("_(EMBED|WIDTH|VOCAB|LATENT)$", n)}
+    names = [n for n, v in values.items() if re.search("_(EMBED|WIDTH|VOCAB|LATENT|DIM|RANK)$", n) and v is not True]
+    named = {f"CONFIG_{n}": values[n] for n in names}
     if "MODEL_GPT_HEADS" in values:
         named["width of a head"] = values["MODEL_GPT_EMBED"] // values["MODEL_GPT_HEADS"]
     yield from (f"{name} = {width}: off multiples of 64" for name, width in named.items() if width % 64)

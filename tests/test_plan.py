@@ -487,6 +487,14 @@ def test_the_pairs_that_a_family_needs_are_those_of_the_table(project, family, p
     assert enough.endswith("can decide")
 
 
+def test_widths_off_multiples_of_64_are_named_and_switches_are_none():
+    words = "ATTN_MLA=y MLP_LATENT=y MLP_HEADGATE=y MLP_HEADGATE_DIM=37 MLP_CROSS=y MLP_CROSS_RANK=128".split()
+    variables = {f"CONFIG_{name}": value for name, value in (word.split("=") for word in words)}
+    said = [line for line in plan.listing(expand(**variables)).splitlines() if line.startswith("width ")]
+    assert [line.split()[1] for line in said] == ["CONFIG_MODEL_GPT_EMBED", "CONFIG_MLP_HEADGATE_DIM", "width"]
+    assert "CONFIG_MLP_HEADGATE_DIM = 37: off multiples of 64" in said[1]
+
+
 def test_two_pairs_of_the_demo_cannot_decide():
     assert "cannot decide at this n; 7 can" in plan.listing(expand("demo"))
 
