@@ -583,6 +583,11 @@ def _flaws(v: Mapping[str, Any]) -> Iterator[str]:
     if v["SCHED_WARMUP"] >= steps:
         text = f"CONFIG_SCHED_WARMUP={v['SCHED_WARMUP']}: the budget ends inside the warm-up, after {steps} steps"
         yield f"{text}; lower it or raise {budget}"
+    begin = max(v.get("SCHED_COUPLING_START", 0), v.get("SCHED_COUPLING_WINDOW", 0))
+    if min(begin, v.get("SCHED_COUPLING_DEADLINE") or begin) >= steps:
+        name = "START" if begin == v["SCHED_COUPLING_START"] else "WINDOW"
+        text = f"CONFIG_SCHED_COUPLING_{name}={begin}: the budget ends before any coupling starts, after {steps} steps"
+        yield f"{text}; lower it or raise {budget}"
     if evals < LEAST_EVALS:
         text = f"CONFIG_EVAL_INTERVAL={interval}: {evals} evaluations in {steps} steps, {LEAST_EVALS} or more"
         yield f"{text} are needed; lower it or raise {budget}"

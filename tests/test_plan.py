@@ -386,6 +386,14 @@ def test_a_study_that_cannot_be_is_refused(project, text, error):
             ["CONFIG_EVAL_INTERVAL=10: 4 evaluations in 40 steps, 5 or more are needed"],
         ),
         ({"SWEEP": "EVAL_INTERVAL=10,20,50"}, ["CONFIG_EVAL_INTERVAL=20: 3", "CONFIG_EVAL_INTERVAL=50: 1"]),
+        (
+            {"CONFIG_SCHED_COUPLING_RAMP": "y", "CONFIG_SCHED_COUPLING_START": "50"},
+            ["CONFIG_SCHED_COUPLING_START=50: the budget ends before any coupling starts, after 50 steps; lower it"],
+        ),
+        (
+            {"CONFIG_SCHED_COUPLING_VARIANCE": "y"},
+            ["CONFIG_SCHED_COUPLING_WINDOW=50: the budget ends before any coupling starts"],
+        ),
     ],
 )
 def test_a_budget_or_batch_that_cannot_work_is_refused(variables, texts):
@@ -485,6 +493,18 @@ def test_the_pairs_that_a_family_needs_are_those_of_the_table(project, family, p
     assert f"{pairs} can" in plan.power(expand_in(project, HEAD + steps))[0]
     enough = plan.power(expand_in(project, HEAD.replace("3", str(pairs)) + steps))[0]
     assert enough.endswith("can decide")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"CONFIG_SCHED_COUPLING_RAMP": "y", "CONFIG_SCHED_COUPLING_START": "49"},
+        {"CONFIG_SCHED_COUPLING_VARIANCE": "y", "CONFIG_SCHED_COUPLING_WINDOW": "8"},
+        {"CONFIG_SCHED_COUPLING_VARIANCE": "y", "CONFIG_SCHED_COUPLING_DEADLINE": "49"},
+    ],
+)
+def test_a_coupling_that_starts_in_the_budget_is_planned(variables):
+    assert len(expand(**variables).trials) == 1
 
 
 def test_widths_off_multiples_of_64_are_named_and_switches_are_none():
