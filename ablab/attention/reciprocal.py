@@ -28,7 +28,7 @@ class Fold(Score):
 
     def __init__(self, dims: Dims, alpha: float, learn: bool, window: int) -> None:
         super().__init__()
-        self.window = window
+        self.learn, self.window = learn, window
         for name, value in (("w_s", 1.0), ("w_r", alpha)):
             w_H = torch.full((dims.n_head,), value)
             if learn:
@@ -43,7 +43,9 @@ class Fold(Score):
             factors = {"sym": (w_s_H + w_r_H).mean() / 2, "anti": (w_s_H - w_r_H).mean() / 2}
             g.put(ctx, self, w_s=self.w_s.mean(), w_r=self.w_r.mean(), **factors)
         (p,) = h.pieces  # a causal piece leaves no room for another
-        q = (w_s_H[:, None, None] * p.q_BHTK).to(p.q_BHTK.dtype)  # a gate is fp32, under autocast too
+        q = p.q_BHTK  # a fixed w_s is 1
+        if self.learn:
+            q = (w_s_H[:, None, None] * q).to(q.dtype)  # a gate is fp32, under autocast too
         k = (w_r_H[:, None, None] * h.k_BHTK).to(p.q_BHTK.dtype)
         both = Piece(torch.cat([q, k], -1), (*p.k, Field("q", h.q_BHTK)), CAUSAL)
         if not self.window:

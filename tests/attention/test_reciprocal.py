@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ablab import config
 from ablab.attention.reciprocal import Fold
@@ -93,6 +94,27 @@ def test_fixed_weights_are_no_parameters_and_leave_no_key():
     assert not torch.equal(net.double()(x).logits, host.double()(x).logits)
     net.lam.fill_(0.0)
     assert torch.equal(net(x).logits, host(x).logits)
+
+
+class Ops(TorchDispatchMode):
+    """Name and shape of what every operator returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.shapes.append((func.overloadpacket.__name__, tuple(getattr(out, "shape", ()))))
+        return out
+
+
+@pytest.mark.parametrize(("learn", "products"), [(False, 1), (True, 2)])
+def test_queries_are_scaled_only_by_a_weight_that_can_differ_from_1(learn, products):
+    part, (q, k, v) = Fold(DIMS, 0.3, learn, 0).double(), leaves(*[(B, H, T, K)] * 3)
+    with Ops() as seen:
+        part(heads(q, k, v), context(0.5))
+    assert seen.shapes.count(("mul", (B, H, T, K))) == products
 
 
 def test_a_fixed_weight_of_zero_is_refused():
