@@ -410,7 +410,8 @@ class BlockMember(Plugin):
     couples: ClassVar[bool] = False
     """All that it does is multiplied by the coupling strength lam: at lam = 0 a model is its host."""
     identity: bool = False
-    """At init a model has the logits of its host, bit for bit; a property where the configuration decides."""
+    """At init a model has the logits of its host, but for the rounding of an attention kernel whose heads it widens or
+    that it splits; a property where the configuration decides."""
     scales: ClassVar[Mapping[str, str]] = {}
     """Integer fields that shrink with the model of the dry run: `width` as its embedding, `context` as its length,
     `keys` to half of that at most."""
