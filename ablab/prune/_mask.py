@@ -40,7 +40,7 @@ class Mask:
         self.held = full if bits else torch.full((size,), -1, dtype=torch.int8, device=device)
         step = CHUNK[device.type]
         self.chunks = [slice(a, min(a + step, span.stop)) for a in range(span.start, span.stop, step)]
-        self._words = {d: torch.empty(min(step, size), dtype=d, device=device) for d in WORDS.values()}
+        self._words: dict[torch.dtype, Tensor] = {}
 
     def at(self, where: slice) -> Tensor:
         """int8, -1 for what stays and 0 for what goes."""
@@ -49,6 +49,9 @@ class Mask:
 
     def words(self, where: slice, dtype: torch.dtype = torch.int32) -> Tensor:
         """The same in integers of another width; overwritten by the next call."""
+        if dtype not in self._words:
+            longest = self.chunks[0].stop - self.chunks[0].start
+            self._words[dtype] = torch.empty(longest, dtype=dtype, device=self.held.device)
         return self._words[dtype][: where.stop - where.start].copy_(self.at(where))
 
     def put(self, where: slice, stay: Tensor) -> None:
