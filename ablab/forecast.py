@@ -113,8 +113,8 @@ class Forecast:
 def memory(cfg: RunConfig, n_vocab: int | None, micro: int | None = None) -> Forecast:
     """What a trial will hold, at its micro batch or another.
 
-    Weights, gradients and optimizer state are exact.  Activations are what a forward keeps for backward, from tensors
-    without memory; blocks between the first and the last are alike, so two and three tell of any number.
+    Weights, gradients, optimizer state and masks are exact.  Activations are what a forward keeps for backward, from
+    tensors without memory; blocks between the first and the last are alike, so two and three tell of any number.
     """
     micro, name = micro or cfg.train.batch_micro, "MODEL_GPT_LAYERS"
     with torch.device("meta"):
@@ -127,6 +127,7 @@ def memory(cfg: RunConfig, n_vocab: int | None, micro: int | None = None) -> For
         kept, largest = _kept(cfg, n_vocab, micro)
     state = cfg.optim.state_bytes * sum(p.numel() for p in network.parameters())
     items = {"weights": weights, "gradients": weights, "optimizer": state, "activations": kept}
+    items["masks"] = cfg.prune.mask_bytes(network)
     items["backward"] = 2 * largest  # the loss's gradients, as large as what they belong to, before anything is freed
     exact, base = sum(items.values()), BASE_GIB[cfg.sys.device is Device.CUDA]
     low = exact - (1 - COMPILED) * kept if cfg.sys.compile is Switch.ON else exact

@@ -144,6 +144,12 @@ class Prune(Plugin, family="PRUNE"):
             )
         return Ramp(s.initial, s.sparsity, s.curve, s.warmup, s.interval, end, s.ramp_fraction)
 
+    def mask_bytes(self, network: nn.Module) -> int:
+        """Of the masks over a network, which may be on the meta device; without the gaps of the arena."""
+        s = self.section
+        size = 0 if s.mask is None else sum(p.numel() for p in prunable(network, bool(s.tied)).values())
+        return -(-size // 8) if s.mask is Store.BITS else size
+
     @abstractmethod
     def build(self, network: nn.Module, optimizer: Any, total: int | None) -> Pruner:
         """Called once per trial, with the network on its device and its optim.FlatOptimizer.
