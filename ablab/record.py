@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What a trial leaves besides rows: manifest.json, built.json, summary.json, and what was measured for them.
+"""What a trial leaves besides rows: manifest.json, built.json, summary.json, what was measured for them, and the
+contracts that every trial keeps.
 
 `loop` is the train.Loop throughout.
 """
@@ -20,7 +21,7 @@ from ablab.build import Built
 from ablab.config import Amp
 from ablab.journal import Journal, TrialState
 from ablab.kconf import DECORATION
-from ablab.plugin import EffectError
+from ablab.plugin import Clause, EffectError
 from ablab.rundir import Checkpoint, RunError
 from ablab.tensor import kernel
 from ablab.window import CLOCKS, TRAINING
@@ -291,3 +292,41 @@ def tensors(b: Built, masks: int) -> dict[str, float]:
         "memory/optimizer_gib": sum(t.nbytes for s in state for t in s.values()) / GIB,
         "memory/masks_gib": masks / GIB,
     }
+
+
+# contracts of every trial; members add theirs
+
+
+def _groups(built: Built) -> tuple[int, int]:
+    return built.trainable, sum(p.numel() for g in built.optimizer.param_groups for p in g["params"])
+
+
+def _product(loop: Any) -> tuple[int, int]:
+    return loop.cfg.train.batch_effective * loop.built.length, next(loop.feed())[0].numel() * loop.accum
+
+
+def _rates(loop: Any) -> tuple[float, Any]:
+    """Largest relative error of the applied rate against the formula."""
+    peak, scale = loop.cfg.optim.section.lr, loop.cfg.schedule.scale
+    pairs = [(peak * scale(step, progress), got) for step, progress, got in [*loop.probes, loop.applied]]
+    return 0.0, max(abs(got - wanted) / max(wanted, 1e-30) for wanted, got in pairs)
+
+
+def _evaluations(loop: Any) -> tuple[int, int]:
+    interval = loop.cfg.eval.interval
+    return loop.step // interval + 1 + (loop.step % interval > 0), loop.evals
+
+
+FIRST_LOSS = Clause(
+    "loss/first",
+    "end",
+    lambda loop: (math.log(loop.built.n_vocab), loop.first_loss),
+    1.0,  # nats; tied embeddings of GPT-2 size start about 0.2 above ln(vocab), a broken model far from it
+)
+BUILD = (Clause("optim/groups", "build", _groups),)
+END = (
+    FIRST_LOSS,
+    Clause("batch/product", "end", _product),
+    Clause("schedule/rate", "end", _rates, 1e-12),
+    Clause("eval/count", "end", _evaluations),
+)

@@ -19,6 +19,7 @@ from ablab.build import Built
 from ablab.config import RunConfig, Switch
 from ablab.evaluate import evaluate, perplexity
 from ablab.plugin import Clause
+from ablab.record import BUILD, END, FIRST_LOSS
 from ablab.rundir import Rows, RunError
 from ablab.schedule._coupling import Strength
 from ablab.window import Clocks, Window, Work
@@ -463,41 +464,3 @@ def _work(a: Attempt) -> None:
     loop.rows.close()
     a.write("summary", record.summary(loop, stop))
     a.patiently(lambda: rundir.publish(a.trial, a.dir.number, a.lease["lease"]))
-
-
-# contracts of every trial; members add theirs
-
-
-def _groups(built: Built) -> tuple[int, int]:
-    return built.trainable, sum(p.numel() for g in built.optimizer.param_groups for p in g["params"])
-
-
-def _product(loop: Loop) -> tuple[int, int]:
-    return loop.cfg.train.batch_effective * loop.built.length, next(loop.feed())[0].numel() * loop.accum
-
-
-def _rates(loop: Loop) -> tuple[float, Any]:
-    """Largest relative error of the applied rate against the formula."""
-    peak, scale = loop.cfg.optim.section.lr, loop.cfg.schedule.scale
-    pairs = [(peak * scale(step, progress), got) for step, progress, got in [*loop.probes, loop.applied]]
-    return 0.0, max(abs(got - wanted) / max(wanted, 1e-30) for wanted, got in pairs)
-
-
-def _evaluations(loop: Loop) -> tuple[int, int]:
-    interval = loop.cfg.eval.interval
-    return loop.step // interval + 1 + (loop.step % interval > 0), loop.evals
-
-
-FIRST_LOSS = Clause(
-    "loss/first",
-    "end",
-    lambda loop: (math.log(loop.built.n_vocab), loop.first_loss),
-    1.0,  # nats; tied embeddings of GPT-2 size start about 0.2 above ln(vocab), a broken model far from it
-)
-BUILD = (Clause("optim/groups", "build", _groups),)
-END = (
-    FIRST_LOSS,
-    Clause("batch/product", "end", _product),
-    Clause("schedule/rate", "end", _rates, 1e-12),
-    Clause("eval/count", "end", _evaluations),
-)
