@@ -357,9 +357,9 @@ def test_a_fault_ends_the_trial(tmp_path, planted, part, extra, text):
     ("part", "stage", "reason"),
     [
         (Sound, "", ""),
-        (Deaf, "coupling", "at strength 0 logits differ by"),
+        (Deaf, "identity", "logits at strength 0 differ from those without by"),
         (Silent, "evaluate", "gauges: declared or reported, but not both: attn/0/planted_g_mean"),
-        (FrozenVector, "gradients", "no gradient in 2 iterations: blocks.0.attn.gate.planted.g_H"),
+        (FrozenVector, "gradients", "no gradient in 3 iterations: blocks.0.attn.gate.planted.g_H"),
     ],
 )
 def test_the_dry_run_names_a_fault(tmp_path, planted, monkeypatch, part, stage, reason):
