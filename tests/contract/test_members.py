@@ -152,15 +152,16 @@ def turned(symbol):
     return list(found.values())
 
 
-CASES = MEMBERS + [v for s in MEMBERS for v in variants(s)]
 ALL = list(dict.fromkeys(c for c in subsets() if len(c) > 3))
+CASES = MEMBERS + [v for s in MEMBERS for v in variants(s)] + [" ".join(case) for case in ALL]
+short = lambda case: case if len(case.split()) < 5 else f"all on {name(case)}"
 every = pytest.mark.parametrize("symbol", MEMBERS)
 every_switch = pytest.mark.parametrize("symbol", SWITCHES)
-every_variant = pytest.mark.parametrize("symbol", CASES)
+every_case = pytest.mark.parametrize("symbol", CASES, ids=short)
 everything = pytest.mark.parametrize("case", ALL, ids=lambda case: f"all on {case[0]}")
 
 
-@every_variant
+@every_case
 def test_a_changed_suffix_leaves_earlier_logits_equal(symbol):
     net, x = make(symbol), tokens(2, T)
     full = net(x).logits
@@ -171,7 +172,7 @@ def test_a_changed_suffix_leaves_earlier_logits_equal(symbol):
         assert not torch.equal(got[:, cut:], full[:, cut:])
 
 
-@every_variant
+@every_case
 def test_a_prefix_alone_gives_the_logits_of_the_full_run(symbol):
     net, x = make(symbol), tokens(2, T)
     full = net(x).logits
@@ -179,7 +180,7 @@ def test_a_prefix_alone_gives_the_logits_of_the_full_run(symbol):
         assert_close([net(x[:, :t]).logits], [full[:, :t]])
 
 
-@every
+@every_case
 def test_forward_is_pure(symbol):
     net, x = make(symbol), tokens(3, T)
     buffers, state = {n: b.clone() for n, b in net.named_buffers()}, torch.get_rng_state()
@@ -190,7 +191,7 @@ def test_forward_is_pure(symbol):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@every_variant
+@every_case
 @pytest.mark.parametrize("layers", [2, 3])
 def test_every_parameter_lives_within_two_steps(symbol, layers):
     net, x = make(symbol, probe=False, MODEL_GPT_LAYERS=layers), tokens(4, T)
@@ -207,7 +208,7 @@ def test_every_parameter_lives_within_two_steps(symbol, layers):
     assert [n for n, alive in seen.items() if not alive] == []
 
 
-@every
+@every_case
 def test_micro_batches_accumulate_to_the_large_batch(symbol):
     one, two = make(symbol), make(symbol)
     x, y = tokens(4, T), tokens(4, T, seed=1)
@@ -223,7 +224,7 @@ def test_micro_batches_accumulate_to_the_large_batch(symbol):
     assert_close(two.parameters(), one.parameters())
 
 
-@every
+@every_case
 def test_recomputed_blocks_give_equal_gradients(symbol):
     net, x = make(symbol, MODEL_GPT_DROPOUT=0.2), tokens(2, T)
     torch.manual_seed(0)
@@ -253,7 +254,7 @@ def test_all_together_compile(case, again):
 
 @pytest.mark.slow
 @COMPILE
-@every_variant
+@every_case
 def test_compiled_and_recomputed_equals_eager(symbol):
     net, x = make(symbol), tokens(2, T)
     want = gradients(net, x, x)
@@ -273,7 +274,7 @@ def decoded(net, x, prefill=9):
     return torch.cat(got, 1), past
 
 
-@every_variant
+@every_case
 def test_cached_decode_equals_the_full_forward(symbol):
     net, x = make(symbol).eval(), tokens(2, T)
     got, past = decoded(net, x)
@@ -283,7 +284,7 @@ def test_cached_decode_equals_the_full_forward(symbol):
         assert {name for where, name in past.fields if where == layer} == declared
 
 
-@every
+@every_case
 def test_save_and_load_into_another_seed_continue_equally(symbol, tmp_path):
     net, other, x = make(symbol), make(symbol, seed=2), tokens(2, T)
     save_file(net.state_dict(), tmp_path / "model.safetensors")
@@ -305,7 +306,7 @@ def test_a_copy_shares_nothing(symbol):
     assert torch.equal(net(x).logits, before) and not twin(x).logits.any()
 
 
-@every
+@every_case
 def test_meta_build_has_the_same_tensors(symbol):
     with torch.device("meta"):
         light = assemble(typed(symbol))
@@ -332,7 +333,7 @@ def without(case, net):
     return host
 
 
-@every_variant
+@every_case
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_identity_members_start_as_their_host(symbol, dtype):
     net, x = make(symbol, probe=False).to(dtype), tokens(2, T)
@@ -342,7 +343,7 @@ def test_identity_members_start_as_their_host(symbol, dtype):
         assert torch.equal(net(x).logits, host(x).logits)
 
 
-@every_variant
+@every_case
 def test_without_coupling_a_coupled_member_is_its_host(symbol):
     net, x, me = make(symbol), tokens(2, T), member(symbol)
     mine = [p for p in parts(net) if p.symbol == name(symbol)]
@@ -365,7 +366,10 @@ def states(net, x_BT):
     return out
 
 
-@pytest.mark.parametrize("symbol", [c for c in CASES if any(isinstance(p, Emit) for p in parts(make(c)))])
+EMITTING = [c for c in CASES if any(isinstance(p, Emit) for p in parts(make(c)))]
+
+
+@pytest.mark.parametrize("symbol", EMITTING, ids=short)
 def test_what_a_block_emits_changes_later_blocks_only(symbol):
     net, x = make(symbol, MODEL_GPT_LAYERS=4), tokens(2, 20)
     before = states(net, x)
@@ -378,7 +382,7 @@ def test_what_a_block_emits_changes_later_blocks_only(symbol):
             hook.remove()
 
 
-@every_variant
+@every_case
 def test_gauges_are_reported_as_declared_and_have_a_unit(symbol):
     net = make(symbol)
     got = net.gauges(tokens(2, 20))  # raises where the two sets differ
@@ -454,14 +458,9 @@ def assert_no_square(net):
     assert seen.found == set()
 
 
-@every_variant
+@every_case
 def test_no_op_forms_a_square_of_the_sequence(symbol):
     assert_no_square(make(symbol, MODEL_GPT_BLOCK=LONG))
-
-
-@everything
-def test_all_together_form_no_square(case):
-    assert_no_square(make(*case, MODEL_GPT_BLOCK=LONG))
 
 
 def assert_conforms(net, n=20):
@@ -493,11 +492,9 @@ def test_without_coupling_all_together_are_their_host(case):
     assert_close([net(x).logits], [host(x).logits], 1e-12)
 
 
-@pytest.mark.parametrize(
-    "case", [*((s,) for s in CASES), *ALL], ids=lambda c: c[0] if len(c) == 1 else f"all on {c[0]}"
-)
-def test_bf16_follows_fp32(case):
-    net, x = make(*case).float().eval(), tokens(2, 20)
+@every_case
+def test_bf16_follows_fp32(symbol):
+    net, x = make(symbol).float().eval(), tokens(2, 20)
     want = net(x).logits
     with torch.autocast("cpu", torch.bfloat16):
         out = net(x, x, keep_logits=True)
