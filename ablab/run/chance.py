@@ -33,4 +33,6 @@ def _rules(values: dict, data: Path) -> Layer:
         f'{n}="{steady[end]}"' for n in values if n.startswith("OPT_") and (end := n.rpartition("_")[2]) in steady
     ]
     lines += ["TRAIN_BATCH_MICRO=0", "SCHED_WARMUP=0", "EVAL_INTERVAL=1"]
+    early = {"SCHED_COUPLING_START": 0, "SCHED_COUPLING_WINDOW": 8}
+    lines += [f"{n}={v}" for n, v in early.items() if n in values]
     return kconf.lex(Path("random"), "".join(f"CONFIG_{line}\n" for line in lines), "random")
