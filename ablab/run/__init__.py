@@ -61,7 +61,7 @@ def start(plan: Plan, options: Options) -> int:
         server = _server(plan.base.config(), [t.overrides for t in plan.trials], options)
         server.start()  # it loads torch while we go on
         mode, wanted = "check" if options.check else "data", {t.group for t in plan.trials} - made.keys()
-        code, verdict = _check(server, [*map(_listed, plan.trials)], mode, options, stop, wanted)
+        code, verdict = _check(server, [_listed(plan, t) for t in plan.trials], mode, options, stop, wanted)
         made = _forecast.keep(results, verdict.get("forecast", {}))
         if code:
             print(f"nothing was started\nRESULT: exit={code}", flush=True)
@@ -116,10 +116,13 @@ def check(
     here = machine.inventory()
     asked["costs"] = costs = before.get("costs", {}) if before.get("machine") == [here.host, here.cpu] else {}
     several = len(plans) > 1
-    listed = [_listed(t, prefix[p.name] if several else "", prefix[p.name], p.variables) for p, t in found]
+    more = {"DDP": "1"} if asked.get("ddp") else {}
+    more |= {"GPU": asked["gpu"]} if asked.get("gpu") else {}
+    listed = [_listed(p, t, prefix[p.name] if several else "", prefix[p.name], more) for p, t in found]
     if asked.get("random"):
         for trial, (p, _) in zip(listed, found, strict=True):
-            trial["again"] = f"make check RANDOM=1 KCONFIG_SEED={p.name.removeprefix('random-')}"
+            words = {"RANDOM": "1", "KCONFIG_SEED": p.name.removeprefix("random-")} | more
+            trial["again"] = " ".join(["make check", *(f"{name}={text}" for name, text in words.items())])
     preload = [m for m in options.preload if m != "torch._dynamo"]  # one second, and no shrunk trial needs it
     with Stop() as stop:
         code, verdict = _check(local.Server(preload), listed, "check", options, stop, start=False, **asked)
@@ -132,19 +135,21 @@ def check(
     return code, place if verdict else None
 
 
-def _listed(t: Trial, shown: str = "", study: str = "", variables: Mapping[str, str] = MappingProxyType({})) -> Any:
+def _listed(
+    plan: Plan, t: Trial, shown: str = "", study: str = "", asked: Mapping[str, str] = MappingProxyType({})
+) -> Any:
     """A trial as the checker reads it; `again` is the command that tries it alone."""
-    words = [f"STEP={study}{t.id}", *(f"{name}={text}" for name, text in variables.items())]
+    words = [f"STEP={study}{t.id}", *(f"{name}={text}" for name, text in {**plan.variables, **asked}.items())]
     again = " ".join(["make check", *map(shlex.quote, words)])
     facts = {"id": shown + t.id, "hash": t.hash, "group": t.group, "title": t.title, "config": t.config}
-    return facts | {"again": again}
+    return facts | {"again": again, "where": {**plan.base.where, **t.origins}}
 
 
 def forecast(plan: Plan, options: Options, gpu: str | None = None) -> int:
     """Print time and memory that a plan needs, before it is started, here or on the GPU called `gpu`; what is made for
     this machine is kept for `make plan`."""
     with Stop() as stop:
-        groups, trials = {t.group for t in plan.trials}, [*map(_listed, plan.trials)]
+        groups, trials = {t.group for t in plan.trials}, [_listed(plan, t) for t in plan.trials]
         code, verdict = _check(local.Server(options.preload), trials, "forecast", options, stop, groups, gpu=gpu)
     results, made = _folder(plan, options), verdict.get("forecast", {})
     if made and not gpu:
