@@ -27,9 +27,13 @@ def bind(cls: type, prefix: str, values: Mapping[str, Any], where: Mapping[str, 
     try:
         return cls(**got)
     except ValueError as error:
-        origins = {f"CONFIG_{s}": w for s, w in (where or {}).items() if f"CONFIG_{s}" in str(error).split()}
-        hint = "".join(f" ({s} from {w})" for s, w in origins.items())
-        raise BindError(f"{error}{hint}") from error
+        raise BindError(f"{error}{origins(str(error), where or {})}") from error
+
+
+def origins(text: str, where: Mapping[str, str]) -> str:
+    """What follows an error text: where each symbol that it names got its value."""
+    named = {word.strip(":,;") for word in text.split()}
+    return "".join(f" (CONFIG_{s} from {w})" for s, w in where.items() if f"CONFIG_{s}" in named)
 
 
 def symbols(cls: type, prefix: str) -> dict[str, tuple[str, ...]]:

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from ablab import config, dist, forecast, kconf, machine, plugin
+from ablab.bind import BindError, origins
 from ablab.config import RunConfig
 from ablab.data import DataError
 from ablab.forecast import Gpu
+from ablab.model._flow import FlowError
 from ablab.plugin import EffectError
 from ablab.rig import BLOCK, MICRO, CheckError, Rig, alone_and_together, need, shrunk
 from ablab.rundir import write_bytes
@@ -27,7 +29,7 @@ from ablab.rundir import write_bytes
 RANKS = 2
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a checkpoint there syncs at once
 WORKERS = 2
-OUTCOME = "params fingerprint seconds step_ms cost stage reason trace passed memory fits"
+OUTCOME = "params fingerprint seconds step_ms cost stage reason refused trace passed memory fits"
 SLOWER = 1.2  # times the lowest cost of a step in earlier checks: from there on a case is flagged
 UNCOVERED = ("long runs", "speed at full size", "compilation", "GPU kernels")
 
@@ -55,6 +57,8 @@ class Case:
     stage: str = ""
     """Where it failed; empty if it did not."""
     reason: str = ""
+    refused: bool = False
+    """The configuration is at fault, not the code."""
     trace: str = ""
     passed: list[str] = field(default_factory=list)
     memory: dict[str, Any] | None = None
@@ -67,6 +71,9 @@ class Case:
     def fail(self, stage: str, error: Exception) -> None:
         """A text for what is the user's, with its trace for what a member may do in any way."""
         self.stage, self.reason = stage, str(error)
+        self.refused = stage in ("bind", "size") and isinstance(error, ValueError) and not isinstance(error, FlowError)
+        if self.refused and not isinstance(error, BindError):
+            self.reason += origins(self.reason, self.where)
         if not isinstance(error, CheckError | EffectError | ValueError):
             self.reason = f"{type(error).__name__}: {error}"
             frames = traceback.extract_tb(error.__traceback__)
@@ -75,8 +82,8 @@ class Case:
 
 
 def main(folder: str) -> int:
-    """Do what folder/plan.json asks for, write folder/verdict.json; 0 if all is well, 1 if not, 2 for a bad plan, 4 if
-    a full-size model cannot fit.
+    """Do what folder/plan.json asks for, write folder/verdict.json; 0 if all is well, 1 if not, 2 for a configuration
+    that cannot be, 4 if a full-size model cannot fit.
 
     Mode `data` prepares data, `forecast` reads it if it is there, `check` is the dry run; for the groups that the plan
     lists under `forecast` each also says what time and memory they need.
@@ -93,6 +100,8 @@ def main(folder: str) -> int:
     sets, failures = (
         ({}, []) if plan["mode"] == "forecast" else _data(cases, None if plan.get("start", True) else missing)
     )
+    if plan["mode"] == "data":  # no other stage will look at them
+        failures += _unbound(cases)
     if plan["mode"] == "check":
         gpu = gpu or _here(cases)
         spread(cases, sets, gpu)
@@ -124,7 +133,9 @@ def main(folder: str) -> int:
     verdict = _verdict(plan["mode"], cases, sets, ok) | {"uncovered": uncovered, "failures": failures}
     verdict |= {"forecast": made, "fits": {c.group: c.fits for c in cases if c.fits}}
     write_bytes(Path(folder) / "verdict.json", json.dumps(verdict, indent=1).encode())
-    return 1 if not ok else 4 if any(c.fits.startswith("does not fit") for c in cases) else 0
+    if not ok:
+        return 2 if any(c.refused for c in cases) else 1
+    return 4 if any(c.fits.startswith("does not fit") for c in cases) else 0
 
 
 def _cases(trials: list[dict[str, Any]]) -> list[Case]:
@@ -138,7 +149,8 @@ def _cases(trials: list[dict[str, Any]]) -> list[Case]:
         key = key or kconf.group(settled.values)
         again = trial.get("again", f"make check STEP={trial['id']}")
         found.setdefault(
-            key, Case([], trial["title"], settled.values, settled.where, trial["config"], key, again)
+            key,
+            Case([], trial["title"], settled.values, trial.get("where", settled.where), trial["config"], key, again),
         ).ids.append(trial["id"])
     return list(found.values())
 
@@ -148,9 +160,21 @@ def _forecast(case: Case, gpu: Gpu | None) -> dict[str, Any] | None:
     try:
         found, case.fits = forecast.here(config.load(case.values, case.where), gpu)
     except Exception as error:  # a member may fail in any way; a trial runs without a forecast all the same
-        print(f"{case.ids[0]}: no forecast: {type(error).__name__}: {error}")
+        case.refused = isinstance(error, ValueError)
+        kind = "" if case.refused else f"{type(error).__name__}: "
+        print(f"{case.ids[0]}: no forecast: {kind}{error}")
         return None
     return {name: value for name, value in asdict(found).items() if name != "flops"}
+
+
+def _unbound(cases: list[Case]) -> list[str]:
+    """What is wrong with the configurations of cases that no stage of theirs will look at."""
+    for case in cases:
+        try:
+            config.load(case.values, case.where)
+        except ValueError as error:
+            case.fail("bind", error)
+    return [f"{c.ids[0]}: failed in stage {c.stage}: {c.reason}" for c in cases if c.stage]
 
 
 # data
@@ -297,9 +321,9 @@ def twins(cases: list[Case]) -> None:
 def chosen(cases: list[Case], sets: Mapping[str, Mapping[str, Any]]) -> None:
     """Of configurations that chance made: one that is refused in words is no failure, others are shrunk."""
     for case in (c for c in cases if c.stage):
-        if case.stage in ("bind", "size") and not case.trace:
+        if case.refused:
             case.notes.append(f"refused: {case.reason}")
-            case.stage = case.reason = ""
+            case.stage, case.reason, case.refused = "", "", False
         else:
             case.notes.append(f"fails with no more than {' '.join(least(case, sets.get(_data_key(case))))}")
 

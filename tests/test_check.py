@@ -82,7 +82,7 @@ def test_missing_data_fails(tmp_path, capsys):
 
 def test_a_vocabulary_below_the_tokenizer_fails_at_full_size(tmp_path, capsys):
     write(tmp_path, {"a-s1": text(tmp_path, "CONFIG_MODEL_GPT_VOCAB=128\n"), "b-s1": text(tmp_path)})
-    assert check.main(str(tmp_path)) == 1
+    assert check.main(str(tmp_path)) == 2
     out = capsys.readouterr().out
     assert "a-s1: failed in stage size: CONFIG_MODEL_GPT_VOCAB = 128 : the tokenizer has 256 ids" in out
     assert "again: make check STEP=a-s1" in out
@@ -268,7 +268,7 @@ def tried(tmp_path, extra="", **more):
 def test_a_planted_fault_is_named(tmp_path, planted, gate, stage, reason):
     planted(gate)
     case = tried(tmp_path)
-    assert case.stage == stage and reason in case.reason
+    assert case.stage == stage and reason in case.reason and not case.refused
     assert bool(case.trace) == (gate in (Batch, Swapped, Plain))
 
 

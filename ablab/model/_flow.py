@@ -14,11 +14,11 @@ def check(symbols: Sequence[str], blocks: Sequence[Sequence[Part]]) -> None:
     """Walk the parts, a list per block, in the order in which the hosts run them.
 
     Raises FlowError on a missing or second part of a stage that holds exactly one, on a value that is read
-    but not there, on a carried value that the next block does not use, and on a member that adds nothing.
+    but not there and on a carried value that the next block does not use, ValueError on a member that adds nothing.
     """
     for symbol in symbols:
         if not any(part.symbol == symbol for parts in blocks for part in parts):
-            raise FlowError(
+            raise ValueError(
                 f"CONFIG_{symbol}: adds no part to any of {len(blocks)} blocks: what it carries needs a"
                 f" next block; set CONFIG_MODEL_GPT_LAYERS to 2 or more, or CONFIG_{symbol}=n"
             )

@@ -214,7 +214,7 @@ def test_two_projectors_are_refused(member):
 
 
 def test_a_member_that_one_block_makes_inert_is_refused(relay):
-    with pytest.raises(FlowError, match="CONFIG_MLP_RELAY: adds no part to any of 1 blocks"):
+    with pytest.raises(ValueError, match="CONFIG_MLP_RELAY: adds no part to any of 1 blocks"):
         build("MLP_RELAY", MODEL_GPT_LAYERS=1)
 
 

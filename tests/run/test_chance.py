@@ -39,7 +39,7 @@ def test_a_failure_is_shrunk_to_what_it_needs(tmp_path, monkeypatch):
 def test_what_is_refused_in_words_is_no_failure(tmp_path, capsys):
     """A vocabulary below the tokenizer, at full size."""
     text = tiny.settled(tmp_path / "data", "CONFIG_MODEL_GPT_VOCAB=128\n").config()
-    for random, code in ((True, 0), (False, 1)):
+    for random, code in ((True, 0), (False, 2)):
         plan = {"trials": [{"id": "128-s1", "title": "", "config": text}], "mode": "check", "random": random}
         (tmp_path / "plan.json").write_text(json.dumps(plan))
         assert check.main(str(tmp_path)) == code

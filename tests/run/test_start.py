@@ -109,6 +109,26 @@ def test_a_bad_verdict_creates_nothing(tiny, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("R1 build: planted\nnothing was started\nRESULT: exit=1\n")
 
 
+def test_what_failed_can_be_tried_again_and_says_where_it_came_from(tmp_path, capsys):
+    layers = configure.layers(kconf.ROOT, "tiny")
+    bad = {"CONFIG_EVAL_KVPRUNE": "y", "CONFIG_EVAL_KVPRUNE_KEEP": "64"}
+    one = plan.expand(layers, bad, machine.inventory(), name="tiny")
+    assert run.start(one, options(tmp_path, checker="ablab.check:main")) == 2
+    out = capsys.readouterr().out
+    assert "again: make check STEP=base-s1337 CONFIG_EVAL_KVPRUNE=y CONFIG_EVAL_KVPRUNE_KEEP=64\n" in out
+    assert "(CONFIG_EVAL_KVPRUNE_KEEP from make line) (CONFIG_EVAL_KVPRUNE_RECENT from default)" in out
+    assert "nothing was started" in out and not campaigns(tmp_path)
+
+
+def test_a_configuration_that_does_not_bind_is_refused_without_a_dry_run_too(tmp_path, capsys):
+    layers = configure.layers(kconf.ROOT, "tiny")
+    one = plan.expand(layers, {"CONFIG_MODEL_GPT_HEADS": "7"}, machine.inventory(), name="tiny")
+    assert run.start(one, options(tmp_path, checker="ablab.check:main", check=False)) == 2
+    out = capsys.readouterr().out
+    assert "base-s1337: failed in stage bind: CONFIG_MODEL_GPT_EMBED = 32 is no multiple of" in out
+    assert not campaigns(tmp_path)
+
+
 def test_skipping_the_check_is_recorded(tiny, tmp_path):
     run.start(tiny, options(tmp_path, check=False))
     (campaign,) = campaigns(tmp_path)
