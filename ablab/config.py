@@ -94,7 +94,8 @@ class Eval:
         if self.kvprune and self.kvprune_keep < self.kvprune_recent + 2:
             raise ValueError(
                 f"CONFIG_EVAL_KVPRUNE_KEEP = {self.kvprune_keep} must exceed CONFIG_EVAL_KVPRUNE_RECENT ="
-                f" {self.kvprune_recent} by 2 or more: the first token stays and one must be able to go; change one"
+                f" {self.kvprune_recent} by 2 or more: the first token stays and one must be able to go; set"
+                f" {self.kvprune_recent + 2} or more"
             )
 
     def slots(self, length: int) -> int:

@@ -147,9 +147,12 @@ class Gpt(Model, symbol="MODEL_GPT"):
 
         def __post_init__(self) -> None:
             if self.embed % self.heads:
+                fit = sorted(
+                    (h for h in range(1, self.embed + 1) if self.embed % h == 0), key=lambda h: abs(h - self.heads)
+                )[:2]
                 raise ValueError(
                     f"CONFIG_MODEL_GPT_EMBED = {self.embed} is no multiple of CONFIG_MODEL_GPT_HEADS ="
-                    f" {self.heads} : a head is EMBED / HEADS wide; change one of them"
+                    f" {self.heads} : a head is EMBED / HEADS wide; set {' or '.join(map(str, sorted(fit)))} heads"
                 )
 
     def build(

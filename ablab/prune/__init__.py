@@ -138,9 +138,13 @@ class Prune(Plugin, family="PRUNE"):
         end = s.ramp_step if fixed else None if total is None else int(s.ramp_fraction * total)
         if end is not None and not s.warmup < end <= (total or end):
             where = "RAMP_STEP" if fixed else "RAMP_FRACTION"
+            misfits = end > (total or end)
+            remedy = (
+                f"set CONFIG_PRUNE_{where} to {total} or less" if misfits else f"lower it below {end}, or raise that"
+            )
             raise ValueError(
                 f"CONFIG_PRUNE_WARMUP = {s.warmup} : the ramp must end after it and within {total or 'all'} steps,"
-                f" but CONFIG_PRUNE_{where} ends it at step {end}"
+                f" but CONFIG_PRUNE_{where} ends it at step {end}; {remedy}"
             )
         return Ramp(s.initial, s.sparsity, s.curve, s.warmup, s.interval, end, s.ramp_fraction)
 

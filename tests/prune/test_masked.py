@@ -156,8 +156,8 @@ def test_weights_that_are_zero_beyond_the_mask_are_an_error():
     [
         ('CONFIG_PRUNE_RAMP_FRACTION="0.12"', "WARMUP = 2 : the ramp must end after it and within 16 steps"),
         ("CONFIG_PRUNE_RAMP_BY_STEP=y\nCONFIG_PRUNE_RAMP_STEP=17", "within 16 steps, but"),
-        ("CONFIG_PRUNE_RAMP_BY_STEP=y\nCONFIG_PRUNE_RAMP_STEP=17", "CONFIG_PRUNE_RAMP_STEP ends it at step 17"),
-        ("CONFIG_PRUNE_RAMP_BY_STEP=y\nCONFIG_PRUNE_RAMP_STEP=2", "CONFIG_PRUNE_RAMP_STEP ends it at step 2"),
+        ("CONFIG_PRUNE_RAMP_BY_STEP=y\nCONFIG_PRUNE_RAMP_STEP=17", "step 17; set CONFIG_PRUNE_RAMP_STEP to 16 or less"),
+        ("CONFIG_PRUNE_RAMP_BY_STEP=y\nCONFIG_PRUNE_RAMP_STEP=2", "ends it at step 2; lower it below 2, or raise that"),
         ('CONFIG_PRUNE_INITIAL="0.7"', "INITIAL = 0.7 : more than CONFIG_PRUNE_SPARSITY = 0.6"),
     ],
 )

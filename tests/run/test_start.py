@@ -116,6 +116,7 @@ def test_what_failed_can_be_tried_again_and_says_where_it_came_from(tmp_path, ca
     assert run.start(one, options(tmp_path, checker="ablab.check:main")) == 2
     out = capsys.readouterr().out
     assert "again: make check STEP=base-s1337 CONFIG_EVAL_KVPRUNE=y CONFIG_EVAL_KVPRUNE_KEEP=64\n" in out
+    assert "must be able to go; set 66 or more (" in out
     assert "(CONFIG_EVAL_KVPRUNE_KEEP from make line) (CONFIG_EVAL_KVPRUNE_RECENT from default)" in out
     assert "nothing was started" in out and not campaigns(tmp_path)
 
@@ -126,7 +127,8 @@ def test_a_configuration_that_does_not_bind_is_refused_without_a_dry_run_too(tmp
     assert run.start(one, options(tmp_path, checker="ablab.check:main", check=False)) == 2
     out = capsys.readouterr().out
     assert "base-s1337: failed in stage bind: CONFIG_MODEL_GPT_EMBED = 32 is no multiple of" in out
-    assert not campaigns(tmp_path)
+    assert "a head is EMBED / HEADS wide; set 4 or 8 heads (" in out
+    assert "(CONFIG_MODEL_GPT_EMBED from defconfigs/tiny:8)" in out and not campaigns(tmp_path)
 
 
 def test_skipping_the_check_is_recorded(tiny, tmp_path):
