@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ablab import configure, kconf
 from ablab import plan as planning
-from ablab.kconf import Layer
+from ablab.kconf import Layer, Tree
 from ablab.machine import Machine
 from ablab.plan import Plan
 
@@ -15,7 +15,7 @@ def plans(count: int, seed: int, machine: Machine, data: Path) -> tuple[list[Pla
     made, refused, tree = [], {}, kconf.load()
     for number in range(seed, seed + count):
         settled = configure.fill(tree, "randconfig", str(number))
-        layers = [kconf.lex(Path(".config"), settled.config(), ".config"), _rules(settled.values, data)]
+        layers = [kconf.lex(Path(".config"), settled.config(), ".config"), _rules(settled.values, tree, data)]
         try:
             made.append(planning.expand(layers, {}, machine, name=f"random-{number}"))
         except ValueError as error:
@@ -23,7 +23,7 @@ def plans(count: int, seed: int, machine: Machine, data: Path) -> tuple[list[Pla
     return made, refused
 
 
-def _rules(values: dict, data: Path) -> Layer:
+def _rules(values: dict, tree: Tree, data: Path) -> Layer:
     """The same few tokens for all, and what rules across symbols want, which chance rarely meets."""
     heads = values["MODEL_GPT_HEADS"]
     lines = ["DATA_SYNTH=y", "DATA_SYNTH_TOKENS=40000", f'DATA_DIR="{data}"', 'OPT_LR="6e-4"']
@@ -33,6 +33,21 @@ def _rules(values: dict, data: Path) -> Layer:
         f'{n}="{steady[end]}"' for n in values if n.startswith("OPT_") and (end := n.rpartition("_")[2]) in steady
     ]
     lines += ["TRAIN_BATCH_MICRO=0", "SCHED_WARMUP=0", "EVAL_INTERVAL=1"]
-    early = {"SCHED_COUPLING_START": 0, "SCHED_COUPLING_WINDOW": 8}
-    lines += [f"{n}={v}" for n, v in early.items() if n in values]
+    if values.get("MLP_HEADGATE") or values.get("MLP_CROSS"):
+        lines.append(f"MODEL_GPT_LAYERS={max(2, values['MODEL_GPT_LAYERS'])}")
+    fit = {"SCHED_COUPLING_START": 0, "SCHED_COUPLING_WINDOW": 8, "PRUNE_INITIAL": '"0"', "PRUNE_WARMUP": 1}
+    fit["OPT_ADAMWSPAM_INTERVAL"] = max(2, values.get("OPT_ADAMWSPAM_INTERVAL", 2))
+    fit |= {"PRUNE_RAMP_FRACTION": '"0.5"', "PRUNE_RAMP_STEP": 2}
+    if not values.get("ATTN_RECIPROCAL_LEARN", True):
+        fit["ATTN_RECIPROCAL_ALPHA"] = f'"{values["ATTN_RECIPROCAL_ALPHA"] or 0.3}"'
+    for name in {"MLP_CROSS_RANK", "ATTN_MLA_LATENT", "MLP_GELU_WIDTH"} & values.keys():
+        low, high = tree.span(name)
+        fit[name] = min(max(values[name] // heads, -(-low // heads)), high // heads) * heads
+    for name, most in (
+        ("MLP_RECIPROCAL_WIDTH", fit.get("MLP_GELU_WIDTH", 0)),
+        ("EVAL_KVPRUNE_RECENT", values.get("EVAL_KVPRUNE_KEEP", 0) - 2),
+        ("OPT_ADAMWSPAM_REWARM", fit["OPT_ADAMWSPAM_INTERVAL"] // 2),
+    ):
+        fit[name] = min(values.get(name, 0), most)
+    lines += [f"{name}={value}" for name, value in fit.items() if name in values]
     return kconf.lex(Path("random"), "".join(f"CONFIG_{line}\n" for line in lines), "random")

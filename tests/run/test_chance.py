@@ -3,7 +3,7 @@
 
 import json
 
-from ablab import check
+from ablab import check, config
 from ablab.run import chance
 from tests import trial as tiny
 
@@ -16,6 +16,19 @@ def test_a_seed_repeats_its_configuration(tmp_path):
     first = one[0][0]  # alone it is the same
     (again,), _ = chance.plans(1, int(first.name.removeprefix("random-")), tiny.HERE, tmp_path)
     assert (again.name, again.hash) == (first.name, first.hash)
+
+
+def test_rules_across_symbols_are_kept_so_that_random_configurations_are_tried(tmp_path):
+    made, refused = chance.plans(60, 100, tiny.HERE, tmp_path)
+    bad = []
+    for plan in made:
+        for trial in plan.trials:
+            try:
+                cfg = config.load(trial.values)
+                cfg.model.build(cfg.attention, cfg.mlp, 0, 256) if trial.values["MODEL_GPT_LAYERS"] < 3 else None
+            except ValueError as error:
+                bad.append(f"{plan.name}: {error}")
+    assert len(made) >= 50 and not bad, "\n".join([*refused.values(), *bad])
 
 
 def test_a_failure_is_shrunk_to_what_it_needs(tmp_path, monkeypatch):
