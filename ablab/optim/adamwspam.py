@@ -63,6 +63,11 @@ class Settings:
     amsgrad: bool | None
 
     def __post_init__(self) -> None:
+        if self.profile is Profile.PAPER and self.theta and self.grace < 2:
+            raise ValueError(
+                f"CONFIG_OPT_ADAMWSPAM_GRACE = {self.grace} : the first step would be clipped to nothing, for there is"
+                " no second moment yet, and so would all others; set 2 or more"
+            )
         if self.interval and 2 * self.rewarm > self.interval:
             raise ValueError(
                 f"CONFIG_OPT_ADAMWSPAM_REWARM = {self.rewarm} : more than half of CONFIG_OPT_ADAMWSPAM_INTERVAL ="

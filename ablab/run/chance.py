@@ -36,6 +36,7 @@ def _rules(values: dict, tree: Tree, data: Path) -> Layer:
     if values.get("MLP_HEADGATE") or values.get("MLP_CROSS"):
         lines.append(f"MODEL_GPT_LAYERS={max(2, values['MODEL_GPT_LAYERS'])}")
     fit = {"SCHED_COUPLING_START": 0, "SCHED_COUPLING_WINDOW": 8, "PRUNE_INITIAL": '"0"', "PRUNE_WARMUP": 1}
+    fit["OPT_ADAMWSPAM_GRACE"] = max(2, values.get("OPT_ADAMWSPAM_GRACE", 2))
     fit["OPT_ADAMWSPAM_INTERVAL"] = max(2, values.get("OPT_ADAMWSPAM_INTERVAL", 2))
     fit |= {"PRUNE_RAMP_FRACTION": '"0.5"', "PRUNE_RAMP_STEP": 2}
     if not values.get("ATTN_RECIPROCAL_LEARN", True):

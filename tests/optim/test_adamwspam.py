@@ -266,3 +266,13 @@ def test_a_rewarm_longer_than_half_the_interval_is_refused():
     with pytest.raises(ValueError, match="CONFIG_OPT_ADAMWSPAM_REWARM = 151 : more than half"):
         replace(PAPER, interval=300, rewarm=151)
     assert replace(PAPER, interval=0, rewarm=151)
+
+
+def test_a_grace_that_never_lets_a_weight_move_is_refused():
+    with pytest.raises(ValueError, match="CONFIG_OPT_ADAMWSPAM_GRACE = 1 : the first step"):
+        replace(PAPER, grace=1)
+    assert replace(LAB, grace=1) and replace(PAPER, grace=1, theta=0.0)
+    w, optimizer = build(replace(PAPER, grace=2))
+    before = w.detach().clone()
+    run(optimizer, 3)
+    assert (w != before * (1 - LR * DECAY) ** 3).all()
