@@ -140,13 +140,16 @@ class RunConfig:
 
 def create(family: str, values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> tuple[Any, ...]:
     """Instances of the members of a family that `values` select, in Kconfig entry order."""
-    chosen = plugin.selected(family, values)
-    made = []
-    for symbol in chosen:
+
+    def made(symbol: str) -> Any:
         cls = plugin.find(symbol)
         section = bind(cls.Section, family, values, where)
-        made.append(cls(bind(cls.Config, symbol, values, where), section))
-    return tuple(made)
+        member = cls(bind(cls.Config, symbol, values, where), section)
+        if member.parent():
+            member.base = made(member.parent())
+        return member
+
+    return tuple(made(symbol) for symbol in plugin.selected(family, values))
 
 
 def load(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> RunConfig:

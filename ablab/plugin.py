@@ -96,6 +96,14 @@ class Plugin(ABC):
         self.config = config
         self.section = section
 
+    base: Any
+    """The member that `parent` names."""
+
+    def parent(self) -> str:
+        """Symbol of a member of the same family that this one is built on, empty if none; `config.create` makes it
+        from its own symbols and passes it on as `base`."""
+        return ""
+
     def contracts(self) -> tuple[Clause, ...]:
         """Post-conditions of this member, evaluated by check and by every trial."""
         return ()

@@ -5,7 +5,8 @@ A step over a few long buffers is a few kernels, whatever the number of tensors;
 all-reduce are one each.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -123,6 +124,16 @@ class FlatOptimizer(torch.optim.Optimizer):
     def gauges(self) -> dict[str, float]:
         """Means over the steps since the last call, by name; called when a row is written."""
         return {}
+
+    @contextmanager
+    def gated(self, group: dict[str, Any], *changed: list[Tensor]) -> Iterator[None]:
+        """Around an update to which torch gives no gate: what it changed is taken back if the group must not move."""
+        tensors = [t for some in changed for t in some]
+        before = [t.clone() for t in tensors]
+        yield
+        if group["found_inf"] is not None:
+            for tensor, kept in zip(tensors, before, strict=True):
+                tensor.copy_(torch.where(group["found_inf"].bool(), kept, tensor))
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Zero the gradients; NOTE they cannot be None, whatever is asked for."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.adam import adam
 
 from ablab.optim import Impl, Optim
@@ -46,46 +47,46 @@ class FlatAdamW(FlatOptimizer):
 
     def apply(self, rates: list[dict[str, float]], rule: dict[str, Any]) -> None:
         """One update after `tick`, with the rates of each group and the constants of all."""
-        if self.impl is not Impl.FUSED:
-            return self._plain(rates, rule)
         scale = None if self.grad_scale is None else self.grad_scale.float()  # all that the kernels read
-        for group, rate, (w, g, m, v, *x) in zip(self.param_groups, rates, self.buffers, strict=True):
-            args = (w, g, m, v, *(x or ([],)), [group["count"]])
-            self.fused(*args, **rate, **rule, grad_scale=scale, found_inf=group["found_inf"])
-
-    def _plain(self, rates: list[dict[str, float]], rule: dict[str, Any]) -> None:
-        """The two references: torch gives them neither scale nor gate, so a refused step is taken back."""
-        if self.grad_scale is not None:
+        if self.impl is not Impl.FUSED and self.grad_scale is not None:
             self.arena.grads.div_(self.grad_scale)
         for group, rate, (w, g, m, v, *x) in zip(self.param_groups, rates, self.buffers, strict=True):
-            changed = [*w, *m, *v, *(t for flat in x for t in flat)]
-            before = [t.clone() for t in changed]
-            count = (group["count"] - 1).clamp_(min=0)  # torch counts it up
-            gpu = count.is_cuda  # there torch reads the count on the host at every step, unless told `capturable`
-            # that form divides by the rate: 0 / 0 where m and v are 0
-            rest = rate | {"lr": rate["lr"] or (1e-30 if gpu else 0.0), "decoupled_weight_decay": self.decoupled}
-            kind = {"foreach": self.impl is Impl.FOREACH, "capturable": gpu}
-            adam(w, g, m, v, *(x or ([],)), [count], **kind, **rest, **rule)
-            if group["found_inf"] is not None:
-                for tensor, old in zip(changed, before, strict=True):
-                    tensor.copy_(torch.where(group["found_inf"].bool(), old, tensor))
+            args = (w, g, m, v, *(x or ([],)))
+            if self.impl is Impl.FUSED:
+                gate = {"grad_scale": scale, "found_inf": group["found_inf"]}
+                self.fused(*args, [group["count"]], **rate, **rule, **gate)
+            else:
+                with self.gated(group, w, m, v, *x):
+                    self._plain(args, group["count"], rate, rule)
+
+    def _plain(
+        self, args: tuple[list[Tensor], ...], count: Tensor, rate: dict[str, float], rule: dict[str, Any]
+    ) -> None:
+        """The two references."""
+        gpu = count.is_cuda  # there torch reads the count on the host at every step, unless told `capturable`
+        # that form divides by the rate: 0 / 0 where m and v are 0
+        rest = rate | {"lr": rate["lr"] or (1e-30 if gpu else 0.0), "decoupled_weight_decay": self.decoupled}
+        kind = {"foreach": self.impl is Impl.FOREACH, "capturable": gpu}
+        adam(*args, [(count - 1).clamp_(min=0)], **kind, **rest, **rule)  # torch counts it up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """BETA1, BETA2 and EPS of a member of Adam's family."""
+
+    beta1: float
+    """Memory of the first moment."""
+    beta2: float
+    """Memory of the second moment."""
+    eps: float
+    """Added to the root of the second moment."""
 
 
 class Adamw(Optim, symbol="OPT_ADAMW"):
     """The default."""
 
     state_bytes = 8
-
-    @dataclass(frozen=True, slots=True, kw_only=True)
-    class Config:
-        """OPT_ADAMW_*."""
-
-        beta1: float
-        """Memory of the first moment."""
-        beta2: float
-        """Memory of the second moment."""
-        eps: float
-        """Added to the root of the second moment."""
+    Config = Settings
 
     def build(self, groups: list[dict[str, Any]]) -> FlatAdamW:
         c = self.config

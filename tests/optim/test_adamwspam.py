@@ -112,10 +112,10 @@ def test_paper_equals_the_formula(impl):
 @pytest.mark.parametrize("amsgrad", [True, False])
 def test_lab_equals_the_formula(clip, amsgrad):
     c = replace(LAB, interval=300, amsgrad=amsgrad)
-    w, optimizer = build(c, Impl.LOOP if clip else Impl.FUSED)  # the kernel takes its clip in fp32
+    w, optimizer = build(c)
     want, soft = lab(c, w.detach().clone(), 700, clip)
     run(optimizer, 700, clip)
-    assert torch.allclose(w, want, rtol=0, atol=1e-12)
+    assert torch.allclose(w, want, rtol=0, atol=1e-6 if clip else 1e-12)  # torch's kernels take the clip in fp32
     assert soft > 0.01 and optimizer.gauges()["soft_reset_frac"] == pytest.approx(soft, abs=1e-12)
 
 
