@@ -330,7 +330,7 @@ class Rig:
         return torch.randint(IDS, (size, length), generator=torch.Generator().manual_seed(seed))
 
     def _side(self, model: nn.Module, optimizer: Any) -> Side:
-        pruner = self.cfg.prune.build(model, optimizer, STEPS)
+        pruner = self.cfg.prune.build(model, optimizer, STEPS, self.cfg.train.seed)
         return Side(model, optimizer, pruner, Strength(self.cfg.schedule.section, model.lam))
 
     def _iterate(self, side: Side, number: int) -> None:
@@ -398,7 +398,7 @@ def alone_and_together(values: Mapping[str, Any], where: Mapping[str, str], worl
         torch.manual_seed(world.rank)  # a draw must not decide what all ranks hold in common
         network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, IDS).double()
         optimizer = cfg.optim.build(build.grouped(cfg, network))
-        pruner = cfg.prune.build(network, optimizer, STEPS)
+        pruner = cfg.prune.build(network, optimizer, STEPS, cfg.train.seed)
         losses = [network(row[:, :-1], row[:, 1:]).loss for row in rows]
         loss = sum(losses) / len(losses)
         loss.backward()

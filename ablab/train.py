@@ -51,7 +51,7 @@ class Loop:
         peak, clip = forecast.peak(cfg, device), cfg.optim.section.clip_norm
         self.work = Work(t.batch_effective, tokens, tokens * built.flops_per_token, peak, epoch, clip)
         self.total = config.total_steps(cfg, tokens, epoch)
-        self.pruner = cfg.prune.build(built.model, built.optimizer, self.total)
+        self.pruner = cfg.prune.build(built.model, built.optimizer, self.total, t.seed)
         self.watched: list[Clause] = []
         """Contracts that every evaluation judges."""
         self.window = Window(self.accum)

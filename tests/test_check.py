@@ -341,7 +341,7 @@ def still():
     """A pruner that prunes nothing."""
 
     class Still(Prune, symbol="PRUNE_STILL"):
-        def build(self, network, optimizer, total):
+        def build(self, network, optimizer, total, seed):
             return Pruner(network)
 
     yield

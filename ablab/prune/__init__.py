@@ -25,6 +25,11 @@ class Alloc(Enum):
 
     GLOBAL = "global"
     LAYER = "layer"
+    DEPTH = "depth"
+
+
+Pattern = Enum("Pattern", {"FREE": "free", "2OF4": "2of4"})
+"""Which weights may be zero together: any, or two of every four along a row."""
 
 
 class Store(Enum):
@@ -114,6 +119,9 @@ class Prune(Plugin, family="PRUNE"):
         interval: int | None
         """Steps between updates of the masks."""
         alloc: Alloc | None
+        alloc_cap: float | None
+        """Largest share of a layer whose share grows with depth."""
+        pattern: Pattern | None
         mask: Store | None
         scope: Scope | None
         tied: bool | None
@@ -125,6 +133,13 @@ class Prune(Plugin, family="PRUNE"):
                     f"CONFIG_PRUNE_INITIAL = {self.initial} : more than CONFIG_PRUNE_SPARSITY = {self.sparsity} ;"
                     " a ramp only rises"
                 )
+            if self.alloc_cap is not None and self.alloc_cap < self.sparsity:
+                raise ValueError(
+                    f"CONFIG_PRUNE_ALLOC_CAP = {self.alloc_cap} : less than CONFIG_PRUNE_SPARSITY = {self.sparsity} ;"
+                    " all layers would be at the cap"
+                )
+            if self.pattern is Pattern["2OF4"] and self.sparsity != 0.5:
+                raise ValueError(f"CONFIG_PRUNE_SPARSITY = {self.sparsity} : CONFIG_PRUNE_PATTERN_2OF4 = y ends at 0.5")
 
     def ramp(self, total: int | None) -> Ramp | None:
         """The schedule in a budget of `total` steps, None under one of seconds.
@@ -155,8 +170,8 @@ class Prune(Plugin, family="PRUNE"):
         return -(-size // 8) if s.mask is Store.BITS else size
 
     @abstractmethod
-    def build(self, network: nn.Module, optimizer: Any, total: int | None) -> Pruner:
-        """Called once per trial, with the network on its device and its optim.FlatOptimizer.
+    def build(self, network: nn.Module, optimizer: Any, total: int | None, seed: int) -> Pruner:
+        """Called once per trial, with the network on its device, its optim.FlatOptimizer, and TRAIN_SEED.
 
         Raises ValueError as `ramp` does, or when the network has nothing to prune.
         """

@@ -2,34 +2,43 @@
 """Pruning by a score: masks that follow the ramp, and the zeros that they make."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ablab.plugin import Clause, EffectError
-from ablab.prune import Alloc, Prune, Pruner, Scope, Store
+from ablab.prune import Alloc, Pattern, Prune, Pruner, Scope, Store
 from ablab.prune._mask import Mask
-from ablab.prune._schedule import Ramp
-from ablab.prune._threshold import cut, kept, keys
+from ablab.prune._schedule import Ramp, by_depth
+from ablab.prune._threshold import Cut, cut, kept, keys
 
 MORE = 1e-4  # share of the weights that may be zero without a mask
 CLOSE = 0.005  # sparsity may be off by half a percentage point
+GROUP = 4  # of which a pattern keeps two
 
 
 class Masked(Pruner):
-    """Zeroes the lowest scores.  Monotone: what is zero is never ranked again.
+    """Zeroes the lowest scores.
 
     Scope FULL: an update zeroes weights and optimizer state, and between updates only gradients are masked: zero is
     a fixed point of every update rule that keeps zeros, so the bits are those of masking everything at every step.
     Scope WEIGHTS: gradients and state live, weights are masked after each step.
     """
 
+    monotone = True
+    """What is zero is never ranked again."""
+
     def __init__(self, network: nn.Module, optimizer: Any, section: Any, ramp: Ramp) -> None:
         super().__init__(network, section.tied)
+        if section.pattern is Pattern["2OF4"]:
+            odd = [n for n, p in self.weights.items() if p[0].numel() % GROUP]
+            self.weights = {n: p for n, p in self.weights.items() if n not in odd}
+            print(*(f"not pruned, for its rows are no multiple of {GROUP}: {name}" for name in odd), sep="\n", end="")
+        self.size = sum(p.numel() for p in self.weights.values())
         if not self.weights:
-            raise ValueError("CONFIG_PRUNE_NONE is not set, but the model has no Linear or Conv2d to prune")
+            raise ValueError("CONFIG_PRUNE_NONE is not set, but the model has no Linear or Conv2d that can be pruned")
         self.optimizer, self.section, self.ramp = optimizer, section, ramp
         self.full = section.scope is Scope.FULL
         self.flat = optimizer.arena.weights
@@ -44,7 +53,10 @@ class Masked(Pruner):
 
     @abstractmethod
     def score(self, at: slice) -> Tensor:
-        """fp32 scores of a stretch of the flat buffers; higher ones stay.  May be scratch."""
+        """fp32 scores of a stretch of the flat buffers; higher ones stay."""
+
+    def prepare(self) -> None:
+        """Called before the scores of an update are asked for."""
 
     def mask_gradients(self) -> None:
         if self.full and self.held:
@@ -54,29 +66,65 @@ class Masked(Pruner):
     def update(self, step: int, progress: float) -> None:
         over = self.ramp.end is None and not self.ramping
         if self.ramp.due(step, progress) and not over:
+            if float(self.optimizer.found_inf):
+                return  # a refused step: the trial ends as diverged
+            self.prepare()
             self.wanted = self.ramp.target(step, progress)
             for parts, k in self.allotted():
                 self.prune(parts, k)
-            self.mask.apply(self.flat, *(self.optimizer.flats.values() if self.full else ()))
+            self.held = sum(k for _, k in self.allotted())
+            self.zero()
             self.check(step)
         elif not self.full and self.held:
             self.mask.apply(self.flat)
 
     def allotted(self) -> Iterator[tuple[list[slice], int]]:
         """Which chunks are ranked together, and how many of their elements are to be zero."""
-        if self.section.alloc is Alloc.GLOBAL:
-            yield [c for parts in self.parts for c in parts], int(self.wanted * self.size)
-        else:
-            for parts in self.parts:
-                yield parts, int(self.wanted * (parts[-1].stop - parts[0].start))
+        s, sizes = self.section, [parts[-1].stop - parts[0].start for parts in self.parts]
+        if s.alloc is Alloc.GLOBAL:
+            yield [c for parts in self.parts for c in parts], self._zeros(self.size, self.wanted)
+            return
+        even = [self.wanted] * len(sizes)
+        shares = even if s.alloc is Alloc.LAYER else by_depth(sizes, self.wanted, s.alloc_cap)
+        for parts, size, share in zip(self.parts, sizes, shares, strict=True):
+            yield parts, self._zeros(size, share)
+
+    def _zeros(self, size: int, share: float) -> int:
+        if self.section.pattern is Pattern.FREE:
+            return int(share * size)
+        return 2 * int(2 * share * (size // GROUP))
 
     def prune(self, parts: list[slice], k: int) -> None:
-        """Mask the k lowest, dead ones first."""
-        ranked = lambda c: keys(self.score(c), self.mask.words(c))
-        where, seen = cut(lambda: map(ranked, parts), k), 0
+        """Mask the k lowest of some chunks, dead ones first."""
+        free = self.section.pattern is Pattern.FREE
+        ranked = self._keys if free else self._groups
+        where, seen = cut(lambda: map(ranked, parts), k if free else k // 2), 0
         for c in parts:
             stay, seen = kept(ranked(c), where, seen)
-            self.mask.put(c, stay)
+            self.mask.put(c, stay if free else self._best(c, stay))
+
+    def _keys(self, c: slice, score: Callable[[slice], Tensor] | None = None) -> Tensor:
+        return keys((score or self.score)(c), self.mask.words(c) if self.monotone else None)
+
+    def _groups(self, c: slice) -> Tensor:
+        """Keys of what each group would lose; of a group that lost it they are lowest."""
+        lost = self.score(c).view(-1, GROUP).sort().values[:, :2].sum(1)
+        return keys(lost, self.mask.words(c).view(-1, GROUP).amin(1) if self.monotone else None)
+
+    def _best(self, c: slice, stay: Tensor) -> Tensor:
+        """Two of a group that does not stay whole."""
+        order = self._keys(c).view(-1, GROUP).sort(dim=1, stable=True).indices
+        return torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :2], stay[:, None].expand(-1, 2)).view(-1)
+
+    def at_rank(self, k: int, value: Callable[[slice], Tensor]) -> float:
+        """The k-th smallest of a quantity >= 0 over the live weights."""
+        parts = [c for parts in self.parts for c in parts]
+        where: Cut = cut(lambda: (self._keys(c, value) for c in parts), self.held + k)
+        return torch.tensor(where.key, dtype=torch.int32).view(torch.float32).item()
+
+    def zero(self) -> None:
+        """Make the mask felt."""
+        self.mask.apply(self.flat, *(self.optimizer.flats.values() if self.full else ()))
 
     def masked(self) -> int:
         """Zeros in the mask, counted."""
@@ -85,7 +133,6 @@ class Masked(Pruner):
 
     def check(self, step: int) -> None:
         """The mask has as many zeros as it should, and the weights those and hardly more."""
-        self.held = sum(k for _, k in self.allotted())
         masked, zeros = self.masked(), sum(self.zeros().values())
         if masked != self.held or not 0 <= zeros - masked <= MORE * self.size:
             raise EffectError(

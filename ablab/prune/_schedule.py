@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How many weights are zero after which step: a curve between two sparsities."""
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -52,3 +53,21 @@ class Ramp(NamedTuple):
         if step < self.warmup or (self.end is not None and step > self.end):
             return False
         return (step - self.warmup) % self.interval == 0 or self.share(step, progress) == 1
+
+
+def by_depth(sizes: Sequence[int], share: float, cap: float) -> list[float]:
+    """Shares of layers that grow with depth, at most `cap`, with the mean `share` over all elements.
+
+    s_l = min(cap, z q_l), q_l from 0.7 in the first layer to 1.3 in the last, z so that sum n_l s_l = s N.
+    """
+    last = len(sizes) - 1
+    weights = [0.7 + 0.6 * layer / last if last else 1.0 for layer in range(len(sizes))]
+    full: set[int] = set()  # layers at the cap
+    while True:
+        rest = [i for i in range(len(sizes)) if i not in full]
+        left = share * sum(sizes) - cap * sum(sizes[i] for i in full)
+        z = left / sum(sizes[i] * weights[i] for i in rest) if rest else 0.0
+        more = {i for i in rest if z * weights[i] > cap}
+        if not more:
+            return [cap if i in full else z * q for i, q in enumerate(weights)]
+        full |= more

@@ -23,7 +23,7 @@ class ByMagnitude(Masked):
 class Magnitude(Prune, symbol="PRUNE_MAGNITUDE"):
     """The reference among pruning methods."""
 
-    def build(self, network: nn.Module, optimizer: Any, total: int | None) -> Masked:
+    def build(self, network: nn.Module, optimizer: Any, total: int | None, seed: int) -> Masked:
         return ByMagnitude(network, optimizer, self.section, self.ramp(total))
 
     def contracts(self) -> tuple[Clause, ...]:

@@ -12,7 +12,7 @@ from ablab.prune import Prune, Pruner
 class None_(Prune, symbol="PRUNE_NONE"):  # noqa: N801  NOTE `None` cannot name a class
     """Strictly dense."""
 
-    def build(self, network: nn.Module, optimizer: Any, total: int | None) -> Pruner:
+    def build(self, network: nn.Module, optimizer: Any, total: int | None, seed: int) -> Pruner:
         return Pruner(network)
 
     def contracts(self) -> tuple[Clause, ...]:

@@ -16,7 +16,7 @@ def made(extra, total):
     s = tiny.settled(Path("unused"), f"{extra}\nCONFIG_TRAIN_STEPS={total}")
     cfg = config.load(s.values, s.where)
     built = build.build(cfg, CPU, 256)
-    return cfg, built, cfg.prune.build(built.model, built.optimizer, total)
+    return cfg, built, cfg.prune.build(built.model, built.optimizer, total, cfg.train.seed)
 
 
 def train(built, pruner, first, last, total, after=lambda: None):

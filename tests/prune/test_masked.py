@@ -50,6 +50,14 @@ def test_the_ramp_is_followed_exactly_and_zeros_stay():
     assert int((everything == 0).sum()) < 10  # nothing else was pruned
 
 
+def test_under_a_budget_of_seconds_the_ramp_ends_at_its_share_and_masks_freeze():
+    cfg, built, _ = made(BASE, 16)
+    pruner, seen = cfg.prune.build(built.model, built.optimizer, None, 1), []
+    train(built, pruner, 1, 16, 16, lambda: seen.append(pruner.sparsity()))
+    assert seen[0] == 0 < seen[1] < seen[4] < seen[10] < seen[11] == seen[15] == int(0.6 * 16384) / 16384
+    assert seen[11] == pytest.approx(0.6, abs=1e-4)  # 12 / 16 is the share 0.75
+
+
 def test_the_smallest_weights_go():
     _, built, pruner = made(BASE + 'CONFIG_PRUNE_INITIAL="0.25"\n', 16)
     train(built, pruner, 1, 1, 16)
