@@ -15,6 +15,7 @@ from torch import nn
 
 from ablab import model
 from ablab.config import Amp, Device, RunConfig, Switch
+from ablab.optim import MATRIX
 from ablab.optim._flat import FlatOptimizer
 from ablab.plugin import Plugin
 from ablab.rundir import RunError
@@ -123,7 +124,7 @@ def build(cfg: RunConfig, device: torch.device, n_vocab: int | None = None) -> B
     fingerprint = model.fingerprint(network)
     network.to(device)
     groups = grouped(cfg, network)
-    counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
+    counts = sizes(groups)
     params = list(network.parameters())
     trainable = sum(p.numel() for p in params if p.requires_grad)
     assert sum(counts.values()) == trainable, f"groups hold {counts}, the model {trainable}"
@@ -143,32 +144,45 @@ def build(cfg: RunConfig, device: torch.device, n_vocab: int | None = None) -> B
 
 def grouped(cfg: RunConfig, network: nn.Module) -> list[dict[str, Any]]:
     """The parameter groups of a trial."""
-    rule = cfg.optim.section
-    return split(network, rule.weight_decay, rule.decay_embed, cfg.schedule.section.ramps)
+    rule, apart = cfg.optim.section, cfg.optim.matrix_bytes is not None
+    return split(network, rule.weight_decay, rule.decay_embed, cfg.schedule.section.ramps, apart)
 
 
-def split(network: nn.Module, weight_decay: float, decay_embed: bool, rests: bool = False) -> list[dict[str, Any]]:
-    """Parameter groups `decay` and `plain`, each trainable tensor in one, in the order of the model.
+def split(
+    network: nn.Module, weight_decay: float, decay_embed: bool, rests: bool = False, apart: bool = False
+) -> list[dict[str, Any]]:
+    """Parameter groups `decay`, `plain` and `matrix`, each trainable tensor in one, in the order of the model.
 
     A tensor decays if it has two or more axes, is no embedding (unless `decay_embed`), and no module names it in
-    NO_DECAY.  A head tied to an embedding is that tensor.  `rests`: parameters of coupled parts are in groups of
-    their own, `coupled_decay` and `coupled_plain`, with the tensor `lam` by which an optimizer sees that they rest.
+    NO_DECAY.  A head tied to an embedding is that tensor.  Of those that decay, weights of Linear and Conv2d that are
+    no embeddings are `matrix` if kept `apart`.  `rests`: parameters of coupled parts are in groups of their own,
+    `coupled_decay` and so on, with the tensor `lam` by which an optimizer sees that they rest.
     """
-    spared = {id(p) for m in network.modules() for p in _spared(m, decay_embed)}
+    modules = list(network.modules())
+    spared = {id(p) for m in modules for p in _spared(m, decay_embed)}
+    linear = {id(m.weight) for m in modules if isinstance(m, nn.Linear | nn.Conv2d)}
+    linear -= {id(m.weight) for m in modules if isinstance(m, nn.Embedding)}
     resting = {id(p) for p in coupled(network)} if rests else set()
-    named: dict[str, list[nn.Parameter]] = {"decay": [], "plain": [], "coupled_decay": [], "coupled_plain": []}
+    kinds = ("decay", "plain", "coupled_decay", "coupled_plain", MATRIX, f"coupled_{MATRIX}")  # matrices last
+    named: dict[str, list[nn.Parameter]] = {kind: [] for kind in kinds}
     for p in network.parameters():  # walks each tensor once
         if p.requires_grad:
-            kind = "decay" if p.ndim >= 2 and id(p) not in spared else "plain"
+            decays = p.ndim >= 2 and id(p) not in spared
+            kind = MATRIX if decays and apart and id(p) in linear else "decay" if decays else "plain"
             named[f"coupled_{kind}" if id(p) in resting else kind].append(p)
     groups: list[dict[str, Any]] = []
     for name, params in ((n, ps) for n, ps in named.items() if ps):
-        rate = weight_decay if name.endswith("decay") else 0.0
+        rate = 0.0 if name.endswith("plain") else weight_decay
         lam = {"lam": network.lam} if name.startswith("coupled") else {}
         groups.append({"name": name, "params": params, "weight_decay": rate, "lr": 0.0, **lam})
     seen = [id(p) for g in groups for p in g["params"]]
     assert len(seen) == len(set(seen)), "a tensor is in two groups"
     return groups
+
+
+def sizes(groups: list[dict[str, Any]]) -> dict[str, int]:
+    """Elements of each parameter group."""
+    return {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
 
 
 def _spared(module: nn.Module, decay_embed: bool) -> Iterator[nn.Parameter]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ablab import config
+from ablab import build, config
 from ablab.config import Amp, Device, RunConfig, Switch, total_steps
 from ablab.data import DataError
 from ablab.kconf import ranked
@@ -125,7 +125,7 @@ def memory(cfg: RunConfig, n_vocab: int | None, micro: int | None = None) -> For
         kept, largest = more[0] + (layers - 3) * (more[0] - less[0]), more[1]
     else:
         kept, largest = _kept(cfg, n_vocab, micro)
-    state = cfg.optim.state_bytes * sum(p.numel() for p in network.parameters())
+    state = cfg.optim.claimed(build.sizes(build.grouped(cfg, network)))
     items = {"weights": weights, "gradients": weights, "optimizer": state, "activations": kept}
     items["masks"] = cfg.prune.mask_bytes(network)
     items["backward"] = 2 * largest  # the loss's gradients, as large as what they belong to, before anything is freed

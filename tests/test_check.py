@@ -288,8 +288,8 @@ def test_an_optimizer_that_does_nothing_is_named(tmp_path, monkeypatch):
 
 
 def test_optimizer_state_that_is_not_saved_is_named(tmp_path, monkeypatch):
-    def forget(self, name):
-        flat = torch.zeros_like(self.arena.weights)
+    def forget(self, name, part=None):
+        flat = self.flats[name] = torch.zeros_like(self.arena.weights)
         for p in (p for g in self.param_groups for p in g["params"]):
             self.state[p][name] = torch.zeros_like(p)  # what is saved is not what is used
         return flat

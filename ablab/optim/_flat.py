@@ -85,11 +85,14 @@ class FlatOptimizer(torch.optim.Optimizer):
     def _patch_step_function(self) -> None:
         """Not torch's, which wraps `step` for its profiler and costs 6 us a step."""
 
-    def zeros(self, name: str) -> Tensor:
-        """A zeroed flat buffer whose views are the parameters' state `name`."""
-        flat = self.flats[name] = torch.zeros_like(self.arena.weights)
+    def zeros(self, name: str, part: slice | None = None) -> Tensor:
+        """A zeroed flat buffer over a part of the arena, whose views are the state `name` of the parameters in it."""
+        part = slice(0, len(self.arena.weights)) if part is None else part
+        flat = self.flats[name] = torch.zeros_like(self.arena.weights[part])
         for p in (p for g in self.param_groups for p in g["params"]):
-            self.state[p][name] = self.arena.view(flat, p)
+            at = self.arena.span(p)
+            if part.start <= at.start < part.stop:
+                self.state[p][name] = flat[at.start - part.start : at.stop - part.start].view(p.shape)
         return flat
 
     @torch.no_grad()

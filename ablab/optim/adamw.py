@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from ablab.optim import Impl, Optim
+from ablab.optim import Impl, Optim, is_matrix
 from ablab.optim._flat import FlatOptimizer
 
 
@@ -34,8 +34,10 @@ class FlatAdamW(FlatOptimizer):
         self.impl = impl
         self.rule = {"beta1": beta1, "beta2": beta2, "eps": eps, "amsgrad": amsgrad, "maximize": False}
         names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
-        flats = (self.arena.weights, self.arena.grads, *(self.zeros(name) for name in names))
-        self.buffers = [[[flat[span]] for flat in flats] for span in self.arena.spans]
+        spans = [s for s, g in zip(self.arena.spans, groups, strict=True) if not is_matrix(g["name"])]  # the first
+        self.rest = slice(0, max((s.stop for s in spans), default=0))
+        flats = (self.arena.weights, self.arena.grads, *(self.zeros(name, self.rest) for name in names))
+        self.buffers = [[[flat[span]] for flat in flats] for span in spans]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -50,7 +52,7 @@ class FlatAdamW(FlatOptimizer):
         scale = None if self.grad_scale is None else self.grad_scale.float()  # all that the kernels read
         if self.impl is not Impl.FUSED and self.grad_scale is not None:
             self.arena.grads.div_(self.grad_scale)
-        for group, rate, (w, g, m, v, *x) in zip(self.param_groups, rates, self.buffers, strict=True):
+        for group, rate, (w, g, m, v, *x) in zip(self.param_groups, rates, self.buffers, strict=False):  # no matrices
             args = (w, g, m, v, *(x or ([],)))
             if self.impl is Impl.FUSED:
                 gate = {"grad_scale": scale, "found_inf": group["found_inf"]}

@@ -67,7 +67,8 @@ class Mask:
         for where in self.chunks:
             for flat in flats:
                 dtype = WORDS[flat.dtype]
-                flat[where].view(dtype).bitwise_and_(self.words(where, dtype))
+                part = flat[where]  # state may end where the masked weights begin
+                part.view(dtype).bitwise_and_(self.words(where, dtype)[: len(part)])
 
     def packed(self) -> Tensor:
         """One bit an element, a copy."""
