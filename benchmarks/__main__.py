@@ -15,16 +15,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 if a figure falls short of its target")
     parser.add_argument("--quick", action="store_true", help="under a minute: one thread, small shapes, few samples")
     parser.add_argument("--threads", type=int, help="1 counts process CPU time; default: all cores, in wall time")
-    parser.add_argument(
-        "--only", default="", help="rows: tiny mac small gpt2 attention rowstat optimizer decode first matrix check"
-    )
+    names = "tiny mac small gpt2 attention rowstat optimizer pruning decode first matrix check"
+    parser.add_argument("--only", default="", help=f"rows: {names}")
     parser.add_argument("--out", type=Path, help="where the JSON goes; default: benchmarks/results/")
     args = parser.parse_args(argv)
 
     import torch
 
     from ablab import machine
-    from benchmarks import attention, decode, rowstat, scheduling, steps
+    from benchmarks import attention, decode, optimizers, rowstat, scheduling, steps
 
     cores = machine.cores()
     os.sched_setaffinity(0, cores)
@@ -33,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     rounds, limit_s = (3, 8.0) if args.quick else (9, 90.0)
     rows = {name: lambda f, name=name: steps.steps(name, f, threads, rounds, limit_s) for name in steps.SHAPES} | {
         "attention": lambda _: attention.reciprocal(threads, rounds, limit_s),
-        "optimizer": lambda f: steps.optimizer(f, threads, rounds),
+        "optimizer": lambda f: optimizers.optimizer(threads, rounds),
+        "pruning": lambda f: optimizers.pruning(threads, rounds),
         "decode": lambda f: decode.step(threads, rounds, quick=args.quick),
         "rowstat": lambda f: rowstat.statistics(threads, rounds, limit_s),
         "first": lambda f: scheduling.first_step(f, 3 if args.quick else 9),

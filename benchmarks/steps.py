@@ -244,21 +244,3 @@ def parts(ours: Ours, threads: int, rounds: int) -> list[Figure]:
             dirty,
         ),
     ]
-
-
-def optimizer(folder: Path, threads: int, rounds: int) -> list[Figure]:
-    """AdamW on 10.7 M parameters against torch's."""
-    ours = Ours(SHAPES["small"], folder)
-    n = ours.built.params
-    for group in ours.built.optimizer.param_groups:
-        group["lr"] = peers.LR
-    candidates: dict[str, Callable[[], object]] = {"flat": ours.built.optimizer.step}
-    for name, options in {"torch fused": {"fused": True}, "torch default": {}}.items():
-        model = peers.from_ablab(ours.built.model.state_dict(), SHAPES["small"])
-        for p in model.parameters():
-            p.grad = torch.randn_like(p) * 1e-3
-        candidates[name] = peers.adamw(model, **options).step
-    ours.built.optimizer.arena.grads.normal_(0, 1e-3)
-    samples = alternate(candidates, rounds, threads)
-    ns = "; " + ", ".join(f"{k} {median(s) * 1e9 / n:.2f}" for k, s in samples.items()) + " ns/param"
-    return [versus("AdamW step: torch fused", samples, "flat", "torch fused", ">= 1.00", ns)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ablab.plugin import Plugin
+from ablab.prune._mask import WORDS
 from ablab.prune._schedule import Curve, Ramp
 
 
@@ -71,7 +72,9 @@ class Pruner:
 
     def zeros(self) -> dict[str, int]:
         """Zeros in each prunable weight, counted.  Waits for the device."""
-        counts = torch.stack([p.numel() - torch.count_nonzero(p.detach()) for p in self.weights.values()])
+        # ints, without the sign: ten times as fast to count as floats
+        words = [p.detach().abs().view(WORDS[p.dtype]) for p in self.weights.values()]
+        counts = torch.stack([w.numel() - torch.count_nonzero(w) for w in words])
         return dict(zip(self.weights, counts.tolist(), strict=True))
 
     def sparsity(self) -> float:

@@ -29,8 +29,8 @@ class Cut(NamedTuple):
 def keys(scores: Tensor, words: Tensor | None = None) -> Tensor:
     """int32 keys of fp32 scores, -0 as +0; LOW where `words`, int32, is 0 and not -1."""
     k = (scores + 0.0).view(torch.int32)
-    k = k ^ ((k >> 31) & 0x7FFFFFFF)
-    return k if words is None else k.bitwise_xor_(LOW).bitwise_and_(words).bitwise_xor_(LOW)
+    k ^= (k >> 31).bitwise_or_(LOW)  # the order of unsigned words: a negative one inverted, of another the sign
+    return (k if words is None else k.bitwise_and_(words)).bitwise_xor_(LOW)
 
 
 def cut(chunks: Callable[[], Iterable[Tensor]], k: int) -> Cut:
