@@ -165,7 +165,7 @@ class FlatSpam(FlatAdamW):
             for group in self.paces if self.lab else ():
                 group["count"].mul_(group["found_inf"])
         self.tick()
-        if c.spike_z:
+        if c.spike_z and (self.soft.is_cuda or self.soft):  # a CPU has nothing to wait for
             for name, share in (("exp_avg", 0.5), ("exp_avg_sq", 0.1), ("max_exp_avg_sq", 0.1)):
                 if name in self.flats:
                     self.flats[name].mul_((1 - share * self.soft * good).to(self.arena.weights))

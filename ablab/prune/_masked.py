@@ -35,7 +35,8 @@ class Masked(Pruner):
         if section.pattern is Pattern["2OF4"]:
             odd = [n for n, p in self.weights.items() if p[0].numel() % GROUP]
             self.weights = {n: p for n, p in self.weights.items() if n not in odd}
-            print(*(f"not pruned, for its rows are no multiple of {GROUP}: {name}" for name in odd), sep="\n", end="")
+            for name in odd:
+                print(f"not pruned, for its rows are no multiple of {GROUP}: {name}")
         self.size = sum(p.numel() for p in self.weights.values())
         if not self.weights:
             raise ValueError("CONFIG_PRUNE_NONE is not set, but the model has no Linear or Conv2d that can be pruned")

@@ -346,3 +346,21 @@ def test_what_does_not_fit_is_refused(extra, text):
 def test_turning_a_knob_changes_weights(base, line):
     a, b = run(f"{BASE}{base}=y\n")[0], run(f"{BASE}{base}=y\n{line}\n")[0]
     assert not torch.equal(a.optimizer.arena.weights, b.optimizer.arena.weights)
+
+
+def test_weights_whose_rows_do_not_fit_a_pattern_are_listed_and_left_alone(capsys):
+    net = Net((8, 6), (5, 8))
+    groups = [{"name": "decay", "params": list(net.parameters()), "weight_decay": 0.0, "lr": 0.0}]
+    optimizer = FlatAdamW(groups, 0.9, 0.95, 1e-8, Impl.FUSED)
+    optimizer.gate(torch.zeros(()), 0.0)
+    pruner = ByDisplacement(net, optimizer, section(pattern=Pattern["2OF4"]), RAMP)
+    assert capsys.readouterr().out == "not pruned, for its rows are no multiple of 4: layers.0.weight\n"
+    pruner.update(2, 1.0)
+    assert int((net.layers[1].weight == 0).sum()) == 20 and net.layers[0].weight.all()
+
+
+@pytest.mark.parametrize("method", ["MAGNITUDE", "MOVEMENT", "DISPLACEMENT", "STATE=y\nCONFIG_OPT_ADAMWPRUNE"])
+def test_two_steps_are_enough_for_a_dry_run(method):
+    short = 'CONFIG_PRUNE_WARMUP=1\nCONFIG_PRUNE_INTERVAL=1\nCONFIG_PRUNE_RAMP_FRACTION="1.0"\n'
+    _, pruner = run(f"{short}CONFIG_PRUNE_{method}=y\n", 2)
+    assert pruner.sparsity() == 0.5
