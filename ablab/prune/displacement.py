@@ -15,7 +15,7 @@ from ablab.prune._masked import Masked, clauses
 
 
 class ByDisplacement(Masked):
-    """NOTE initial weights are those at construction, before a checkpoint is loaded."""
+    """Holds the weights that it was built with."""
 
     def __init__(self, network: nn.Module, optimizer: Any, section: Any, ramp: Any) -> None:
         super().__init__(network, optimizer, section, ramp)
@@ -24,6 +24,13 @@ class ByDisplacement(Masked):
     def score(self, at: slice) -> Tensor:
         w, start = self.flat[at].float(), self.mask.span.start
         return w * (w - self.first[at.start - start : at.stop - start].float())
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {"prune/first": self.first.clone()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        super().restore(state)
+        self.first.copy_(state["prune/first"])
 
     @property
     def nbytes(self) -> int:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ablab import checkpoint
 from ablab.optim import Impl
 from ablab.optim.adamw import FlatAdamW
 from ablab.optim.sgd import FlatSgd
@@ -18,6 +19,7 @@ from ablab.prune._schedule import Curve, Ramp, by_depth
 from ablab.prune.displacement import ByDisplacement
 from ablab.prune.movement import ByMovement
 from ablab.prune.state import ByState, Direction, Score, splitmix64
+from ablab.rundir import Checkpoint
 from tests.prune.rig import made, run, train
 
 RAMP = Ramp(0.0, 0.5, Curve.LINEAR, 1, 1, 2, None)
@@ -204,13 +206,12 @@ def test_magnitude_and_its_twins_give_equal_bits(base):
 def test_every_method_follows_the_ramp_and_resumes(method, tmp_path):
     _, a, p = made(f"{BASE}{method}=y\n", 16)
     train(a, p, 1, 6, 16)
-    _, b, q = made(f"{BASE}{method}=y\n", 16)
-    for built, pruner in ((b, q),):
-        built.optimizer.arena.weights.copy_(a.optimizer.arena.weights)
-        for name, flat in built.optimizer.flats.items():
-            flat.copy_(a.optimizer.flats[name])
-        built.optimizer.count.copy_(a.optimizer.count)
-        pruner.restore(p.state())
+    other = "" if method.endswith("RANDOM") else "CONFIG_TRAIN_SEED=2\n"  # other weights to begin with
+    place, (_, b, q) = Checkpoint(tmp_path / "step", 1, 1), made(f"{BASE}{method}=y\n{other}", 16)
+    checkpoint.save(place, a.model, a.optimizer, {}, more=p.state())
+    state = q.state()
+    checkpoint.load(place, b.model, b.optimizer, state)
+    q.restore(state)
     for built, pruner in ((a, p), (b, q)):
         train(built, pruner, 7, 16, 16)
         assert pruner.sparsity() == pytest.approx(0.6, abs=1e-3)
