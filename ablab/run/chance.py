@@ -32,6 +32,10 @@ def _rules(values: dict, tree: Tree, data: Path) -> Layer:
     lines += [
         f'{n}="{steady[end]}"' for n in values if n.startswith("OPT_") and (end := n.rpartition("_")[2]) in steady
     ]
+    fitting = {"PRUNE_WARMUP": 1, "PRUNE_RAMP_STEP": 2, "PRUNE_RAMP_FRACTION": '"1.0"', "PRUNE_SPARSITY": '"0.5"'}
+    fitting |= {"PRUNE_INITIAL": '"0.0"', "PRUNE_ALLOC_CAP": '"0.95"', "OPT_SGD_MOMENTUM": '"0.9"'}
+    fitting |= {"OPT_ADAMWSPAM_INTERVAL": 500, "OPT_ADAMWSPAM_REWARM": 150}
+    lines += [f"{n}={value}" for n, value in fitting.items() if n in values]
     lines += ["TRAIN_BATCH_MICRO=0", "SCHED_WARMUP=0", "EVAL_INTERVAL=1"]
     if values.get("MLP_HEADGATE") or values.get("MLP_CROSS"):
         lines.append(f"MODEL_GPT_LAYERS={max(2, values['MODEL_GPT_LAYERS'])}")
