@@ -508,7 +508,7 @@ def test_a_coupling_that_starts_in_the_budget_is_planned(variables):
 
 
 def test_widths_off_multiples_of_64_are_named_and_switches_are_none():
-    words = "ATTN_MLA=y MLP_LATENT=y MLP_HEADGATE=y MLP_HEADGATE_DIM=37 MLP_CROSS=y MLP_CROSS_RANK=128".split()
+    words = ["ATTN_MLA=y", "MLP_LATENT=y", "MLP_HEADGATE=y", "MLP_HEADGATE_DIM=37", "MLP_CROSS=y", "MLP_CROSS_RANK=128"]
     variables = {f"CONFIG_{name}": value for name, value in (word.split("=") for word in words)}
     said = [line for line in plan.listing(expand(**variables)).splitlines() if line.startswith("width ")]
     assert [line.split()[1] for line in said] == ["CONFIG_MODEL_GPT_EMBED", "CONFIG_MLP_HEADGATE_DIM", "width"]

@@ -32,17 +32,15 @@ def _rules(values: dict, tree: Tree, data: Path) -> Layer:
     lines += [
         f'{n}="{steady[end]}"' for n in values if n.startswith("OPT_") and (end := n.rpartition("_")[2]) in steady
     ]
-    fitting = {"PRUNE_WARMUP": 1, "PRUNE_RAMP_STEP": 2, "PRUNE_RAMP_FRACTION": '"1.0"', "PRUNE_SPARSITY": '"0.5"'}
-    fitting |= {"PRUNE_INITIAL": '"0.0"', "PRUNE_ALLOC_CAP": '"0.95"', "OPT_SGD_MOMENTUM": '"0.9"'}
-    fitting |= {"OPT_ADAMWSPAM_INTERVAL": 500, "OPT_ADAMWSPAM_REWARM": 150}
-    lines += [f"{n}={value}" for n, value in fitting.items() if n in values]
     lines += ["TRAIN_BATCH_MICRO=0", "SCHED_WARMUP=0", "EVAL_INTERVAL=1"]
     if values.get("MLP_HEADGATE") or values.get("MLP_CROSS"):
         lines.append(f"MODEL_GPT_LAYERS={max(2, values['MODEL_GPT_LAYERS'])}")
-    fit = {"SCHED_COUPLING_START": 0, "SCHED_COUPLING_WINDOW": 8, "PRUNE_INITIAL": '"0"', "PRUNE_WARMUP": 1}
+    fit = {"SCHED_COUPLING_START": 0, "SCHED_COUPLING_WINDOW": 8, "OPT_SGD_MOMENTUM": '"0.9"'}
+    fit |= {"PRUNE_WARMUP": 1, "PRUNE_RAMP_STEP": 2, "PRUNE_RAMP_FRACTION": '"1.0"', "PRUNE_SPARSITY": '"0.5"'}
+    fit |= {"PRUNE_INITIAL": '"0.0"', "PRUNE_ALLOC_CAP": '"0.95"', "TRAIN_BATCH_EFFECTIVE": 8}
+    fit |= {n: max(values.get(n, 0), least) for n, least in (("TRAIN_STEPS", 20), ("TRAIN_TOKENS", 20 * 8 * 512))}
     fit["OPT_ADAMWSPAM_GRACE"] = max(2, values.get("OPT_ADAMWSPAM_GRACE", 2))
     fit["OPT_ADAMWSPAM_INTERVAL"] = max(2, values.get("OPT_ADAMWSPAM_INTERVAL", 2))
-    fit |= {"PRUNE_RAMP_FRACTION": '"0.5"', "PRUNE_RAMP_STEP": 2}
     if not values.get("ATTN_RECIPROCAL_LEARN", True):
         fit["ATTN_RECIPROCAL_ALPHA"] = f'"{values["ATTN_RECIPROCAL_ALPHA"] or 0.3}"'
     for name in {"MLP_CROSS_RANK", "ATTN_MLA_LATENT", "MLP_GELU_WIDTH"} & values.keys():
