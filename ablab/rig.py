@@ -143,8 +143,11 @@ class Rig:
         self.full = config.load(self.values, self.where)
         self.cfg = config.load(shrunk(self.values), self.where)
         self.iterations = ITERATIONS + self.cfg.schedule.section.ramps  # couplings may rest in the first
-        for member in (self.cfg.model, *self.cfg.attention, *self.cfg.mlp, self.cfg.optim, self.cfg.schedule):
+        c = self.cfg
+        members = [c.model, *c.attention, *c.mlp, c.optim, c.schedule]
+        for member in members:  # grows
             self.unread[member.symbol] = watch(member)
+            members += [member.base] if member.parent() else []
 
     def size(self) -> None:
         """Full size, without memory."""
