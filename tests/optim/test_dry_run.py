@@ -38,3 +38,11 @@ def test_a_field_of_a_base_that_nobody_reads_is_seen(symbol, tmp_path, monkeypat
     case = check.Case(["x-s1"], "member", s.values, s.where)
     check.run(case, None)
     assert case.stage == "knobs" and "CONFIG_OPT_ADAMW_BETA1" in case.reason
+
+
+def test_a_gradient_too_small_to_be_felt_is_no_fault(tmp_path):
+    lines = ['OPT_SGD_MOMENTUM="0.0"', "MLP_CROSS=y", "MLP_HEADGATE=y", "ATTN_RECIPROCAL=y", "SCHED_COUPLING_RAMP=y"]
+    s = tiny.settled(tmp_path, "".join(f"CONFIG_{line}\n" for line in ["OPT_SGD=y", "MLP_GELU_WIDTH=128", *lines]))
+    case = check.Case(["x-s1"], "member", s.values, s.where)
+    check.run(case, None)
+    assert (case.stage, case.reason) == ("", "")
