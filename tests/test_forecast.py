@@ -27,12 +27,16 @@ def test_what_is_exact_equals_the_built_model(tmp_path):
     assert items["optimizer"] == sum(t.nbytes for t in state)
 
 
-@pytest.mark.parametrize("extra", ["", "CONFIG_PRUNE_MASK_BITS=y\n", "CONFIG_PRUNE_TIED=y\n", None])
+MASKED = ["MAGNITUDE", "MAGNITUDE=y\nCONFIG_PRUNE_MASK_BITS", "MAGNITUDE=y\nCONFIG_PRUNE_TIED", "DISPLACEMENT"]
+MASKED += ["MOVEMENT", "MOVEMENT=y\nCONFIG_PRUNE_MOVEMENT_SHADOW_BF16", "STATE=y\nCONFIG_OPT_ADAMWPRUNE", None]
+
+
+@pytest.mark.parametrize("extra", MASKED)
 def test_masks_are_those_of_the_pruner(tmp_path, extra):
-    cfg = load(tmp_path, "" if extra is None else f"CONFIG_PRUNE_MAGNITUDE=y\nCONFIG_PRUNE_WARMUP=4\n{extra}")
+    cfg = load(tmp_path, "" if extra is None else f"CONFIG_PRUNE_{extra}=y\nCONFIG_PRUNE_WARMUP=4\n")
     built = build.build(cfg, CPU, 256)
     masks = forecast.memory(cfg, 256).items["masks"]
-    assert masks == cfg.prune.build(built.model, built.optimizer, 20).nbytes and bool(masks) is (extra is not None)
+    assert masks == cfg.prune.build(built.model, built.optimizer, 20, 1).nbytes and bool(masks) is (extra is not None)
 
 
 def test_activations_are_those_of_the_real_forward(tmp_path):

@@ -166,11 +166,14 @@ class Prune(Plugin, family="PRUNE"):
             )
         return Ramp(s.initial, s.sparsity, s.curve, s.warmup, s.interval, end, s.ramp_fraction)
 
+    score_bytes = 0
+    """Of what a method holds beside the mask, for each prunable weight."""
+
     def mask_bytes(self, network: nn.Module) -> int:
-        """Of the masks over a network, which may be on the meta device; without the gaps of the arena."""
+        """Of masks and scores over a network, which may be on the meta device; without the gaps of the arena."""
         s = self.section
         size = 0 if s.mask is None else sum(p.numel() for p in prunable(network, bool(s.tied)).values())
-        return -(-size // 8) if s.mask is Store.BITS else size
+        return (-(-size // 8) if s.mask is Store.BITS else size) + self.score_bytes * size
 
     @abstractmethod
     def build(self, network: nn.Module, optimizer: Any, total: int | None, seed: int) -> Pruner:

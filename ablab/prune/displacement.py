@@ -40,6 +40,8 @@ class ByDisplacement(Masked):
 class Displacement(Prune, symbol="PRUNE_DISPLACEMENT"):
     """Of the whole way from the initial weights."""
 
+    score_bytes = 4
+
     def build(self, network: nn.Module, optimizer: Any, total: int | None, seed: int) -> Masked:
         return ByDisplacement(network, optimizer, self.section, self.ramp(total))
 

@@ -74,6 +74,10 @@ class Movement(Prune, symbol="PRUNE_MOVEMENT"):
         shadow_bf16: bool
         """Shadow weights in two bytes; a weight that returns is rounded."""
 
+    @property
+    def score_bytes(self) -> int:
+        return 6 if self.config.shadow_bf16 else 8
+
     def build(self, network: nn.Module, optimizer: Any, total: int | None, seed: int) -> Masked:
         return ByMovement(network, optimizer, self.section, self.ramp(total), self.config.shadow_bf16)
 
