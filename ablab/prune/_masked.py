@@ -110,7 +110,7 @@ class Masked(Pruner):
     def _groups(self, c: slice) -> Tensor:
         """Keys of what each group would lose; of a group that lost it they are lowest."""
         lost = self.score(c).view(-1, GROUP).sort().values[:, :2].sum(1)
-        return keys(lost, self.mask.words(c).view(-1, GROUP).amin(1) if self.monotone else None)
+        return keys(lost, self.mask.words(c).view(-1, GROUP).amax(1) if self.monotone else None)
 
     def _best(self, c: slice, stay: Tensor) -> Tensor:
         """Two of a group that does not stay whole."""

@@ -320,6 +320,20 @@ def test_a_pattern_zeroes_two_of_four_by_score():
     assert seen == pruner.size // 4 and pruner.sparsity() == 0.5
 
 
+@pytest.mark.parametrize("method", ["CONFIG_OPT_SGD=y\nCONFIG_PRUNE_DISPLACEMENT", f"{STATE}BITTER5"])
+def test_a_group_that_lost_two_never_gets_them_back(method):
+    """Some scores are negative: less than those of zeros."""
+    _, built, pruner = made(f"{BASE.replace('0.6', '0.5')}{method}=y\nCONFIG_PRUNE_PATTERN_2OF4=y\n", 16)
+    gone = [torch.zeros(pruner.size, dtype=torch.bool)]
+
+    def look():
+        gone.append(torch.cat([pruner.mask.words(c) == 0 for parts in pruner.parts for c in parts]))
+        assert not (gone[-2] & ~gone[-1]).any()
+
+    train(built, pruner, 1, 16, 16, look)
+    assert 0 < int(gone[6].sum()) < int(gone[-1].sum()) == pruner.size // 2
+
+
 @pytest.mark.parametrize(
     ("extra", "text"),
     [
