@@ -33,6 +33,7 @@ STILL = {
     "SYS_CUDNN_BENCHMARK": "acts on a GPU",
     "DATA_DIR": "where equal data lies",
     "TRAIN_CKPT_BEST": "the last step is the best here: tests/test_train.py",
+    "OPT_ADAMWPRUNE": "without a pruner it is its base, bit for bit: tests/optim/test_family.py",
     "TRAIN_STOP_PATIENCE": "acts once evaluations stop improving: tests/test_train.py",
 }
 
@@ -139,6 +140,7 @@ def flips() -> list[str]:
         "TRAIN_CKPT_KEEP": "1",
         "TRAIN_CKPT_TOP": "3",
         "TRAIN_CKPT_EVERY": "2",
+        "SCHED_COUPLING_VARIANCE": "y\nCONFIG_SCHED_COUPLING_WINDOW=8",
         "SYS_THREADS": "2",
         "SYS_WARMUP_STEPS": "0",
         "DATA_VAL_FRACTION": '"0.2"',
@@ -146,7 +148,7 @@ def flips() -> list[str]:
     found = []
     for name, value in settled.values.items():
         info = tree.symbols[name]
-        if name.split("_")[0] == "STUDY" or name in STILL or (name in ELSEWHERE):
+        if name.split("_")[0] == "STUDY" or name in STILL or name in ELSEWHERE or not info.prompt:
             continue
         if name in special:
             text = special[name]
