@@ -18,8 +18,12 @@ LEAK = "F.gelu(pre_BTF, approximate=self.form)"
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A project without `.config`."""
-    return project.copy(tmp_path_factory.mktemp("project"))
+    """A project without `.config`, and with the demo for its only study."""
+    made = project.copy(tmp_path_factory.mktemp("project"))
+    for path in (made / "studies").iterdir():
+        if path.name != "demo.study":
+            path.unlink()
+    return made
 
 
 def ablab(copy, *words):
