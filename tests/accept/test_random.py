@@ -60,7 +60,7 @@ def test_random_configurations_run_or_are_refused_with_a_reason(tmp_path):
             refused += 1
             continue
         code, out = checked(todo, tmp_path / str(seed))
-        assert code in (0, 1), f"seed {seed}: {out}"
+        assert code in (0, 1, 2), f"seed {seed}: {out}"
         if code:
             # data that has to be fetched, a text that has no path, a rule across symbols: said in words
             assert "failed in stage" in out and "Traceback" not in out, f"seed {seed}: {out}"
