@@ -142,14 +142,12 @@ def _decode(
     pieces: tuple[Piece, ...], values: tuple[Field, ...], scale: float, ctx: Ctx, past: Past
 ) -> tuple[list[Tensor], Tensor]:
     """A few queries at positions `start` and up against all S keys, with explicit probabilities, field by field."""
-    q, s_BHTS = pieces[0].q_BHTK, None
-    i_T1 = torch.arange(ctx.start, ctx.start + q.shape[2], device=q.device)[:, None]
-    gap = i_T1 - past.positions(ctx.layer, ctx.start, q)  # where tokens were pruned, more than there are keys
+    at = past.positions(ctx.layer, ctx.start, pieces[0].q_BHTK)  # where tokens were pruned, they reach beyond the keys
+    found = []
     for p in pieces:
         parts = zip(p.q_BHTK.split(_widths(p.k), -1), p.k, strict=True)
-        s = scale * sum(_meet(q, f, ctx, past) for q, f in parts)
-        seen = torch.where(sees(p.region, gap), s, -torch.inf)
-        s_BHTS = seen if s_BHTS is None else torch.maximum(s_BHTS, seen)
+        found.append((scale * sum(_meet(q, f, ctx, past) for q, f in parts), p.region))
+    s_BHTS = _union(found, ctx.start, at)
     l_BHT = s_BHTS.logsumexp(-1)
     p_BHTS = (s_BHTS - l_BHT[..., None]).exp()
     past.attended(ctx.layer, p_BHTS)
@@ -189,13 +187,21 @@ def positions(h: Heads, ctx: Ctx) -> Tensor | None:
 
 def logits(pieces: Sequence[Triple], scale: float, start: int, at: Tensor | None = None) -> Tensor:
     """s_BHTS of a few queries at positions `start` and up and keys `at`; -inf where a query does not see a key."""
-    s_BHTS = None
+    found = []
     for q, k, region in pieces:
-        i_T1 = torch.arange(start, start + q.shape[2], device=q.device)[:, None]
-        seen = sees(region, i_T1 - (torch.arange(k.shape[2], device=q.device) if at is None else at))
         with exact(q):  # bf16 would round the logits, and with them lse
-            s = torch.where(seen, scale * (q.to(precise(q)) @ k.to(precise(q)).mT), -torch.inf)
-        s_BHTS = s if s_BHTS is None else torch.maximum(s_BHTS, s)
+            found.append((scale * (q.to(precise(q)) @ k.to(precise(q)).mT), region))
+    return _union(found, start, at)
+
+
+def _union(found: Sequence[tuple[Tensor, Region]], start: int, at: Tensor | None) -> Tensor:
+    """Logits of pieces as one s_BHTS, each where its region sees the key; queries at `start` and up, keys `at`."""
+    first, s_BHTS = found[0][0], None
+    i_T1 = torch.arange(start, start + first.shape[2], device=first.device)[:, None]
+    gap = i_T1 - (torch.arange(first.shape[3], device=first.device) if at is None else at)
+    for s, region in found:
+        seen = torch.where(sees(region, gap), s, -torch.inf)
+        s_BHTS = seen if s_BHTS is None else torch.maximum(s_BHTS, seen)
     return s_BHTS
 
 
