@@ -128,6 +128,12 @@ class FlatOptimizer(torch.optim.Optimizer):
         """Means over the steps since the last call, by name; called when a row is written."""
         return {}
 
+    def divisor(self, fused: bool) -> Tensor | None:
+        """What a fused kernel divides gradients by, fp32 as it reads it; for other kernels they are divided here."""
+        if self.grad_scale is not None and not fused:
+            self.arena.grads.div_(self.grad_scale)
+        return self.grad_scale.float() if self.grad_scale is not None and fused else None
+
     @contextmanager
     def gated(self, group: dict[str, Any], *changed: list[Tensor]) -> Iterator[None]:
         """Around an update to which torch gives no gate: what it changed is taken back if the group must not move."""

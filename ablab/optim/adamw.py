@@ -49,9 +49,7 @@ class FlatAdamW(FlatOptimizer):
 
     def apply(self, rates: list[dict[str, float]], rule: dict[str, Any]) -> None:
         """One update after `tick`, with the rates of each group and the constants of all."""
-        scale = None if self.grad_scale is None else self.grad_scale.float()  # all that the kernels read
-        if self.impl is not Impl.FUSED and self.grad_scale is not None:
-            self.arena.grads.div_(self.grad_scale)
+        scale = self.divisor(self.impl is Impl.FUSED)
         for group, rate, (w, g, m, v, *x) in zip(self.param_groups, rates, self.buffers, strict=False):  # no matrices
             args = (w, g, m, v, *(x or ([],)))
             if self.impl is Impl.FUSED:

@@ -29,9 +29,7 @@ class FlatSgd(FlatOptimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """Apply the gradients, divided by `grad_scale`, to groups whose `found_inf` is not 1."""
         self.tick()
-        scale = None if self.grad_scale is None else self.grad_scale.float()  # all that the kernel reads
-        if self.impl is not Impl.FUSED and self.grad_scale is not None:
-            self.arena.grads.div_(self.grad_scale)
+        scale = self.divisor(self.impl is Impl.FUSED)
         for group, (w, g, *b) in zip(self.param_groups, self.buffers, strict=True):
             rule = self.rule | {"lr": group["lr"], "weight_decay": group["weight_decay"]}
             if self.impl is Impl.FUSED:
