@@ -122,6 +122,6 @@ class Ract(Attention, symbol="ATTN_RACT"):
 
     def flops(self, dims: Dims, length: int) -> int:
         """One Q K^T for an index pass, and as much for the values of a fused one; detached, forward only."""
-        one = 2 * length * dims.n_embd
+        one = 2 * length * dims.n_embd + dims.dearer
         passes = 1 if self.config.stat in (Stat.TOPK, Stat.MAX) else 2
         return passes * one // (3 if self.config.detach_stats else 1)

@@ -85,7 +85,7 @@ class Reciprocal(Attention, symbol="ATTN_RECIPROCAL"):
     def size(self, dims: Dims) -> int:
         return 2 * dims.n_head * self.config.learn
 
-    def flops(self, dims: Dims, length: int) -> int:
+    def widens(self, dims: Dims, length: int) -> int:
         reach = min(self.config.window + 1, length) if self.config.window else length
         return 2 * reach * dims.n_embd
 

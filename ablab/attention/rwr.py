@@ -60,7 +60,7 @@ class Rwr(Attention, symbol="ATTN_RWR"):
         return dims.n_head
 
     def flops(self, dims: Dims, length: int) -> int:
-        return 4 * (self.config.hops - 1) * length * dims.n_embd
+        return (self.config.hops - 1) * (4 * length * dims.n_embd + dims.dearer)
 
     def parts(self, dims: Dims) -> tuple[Part, ...]:
         return (Walk(dims, self.config.alpha, self.config.hops),)

@@ -138,7 +138,7 @@ class Cross(Mlp, symbol="MLP_CROSS"):
         if dims.first:
             return 0
         routing = 2 * length * self.config.rank
-        return routing if self.config.sparse is Sparse.NONE else routing + 2 * length * dims.n_embd
+        return routing if self.config.sparse is Sparse.NONE else routing + 2 * length * dims.n_embd + dims.dearer
 
     def parts(self, dims: Dims) -> tuple[Part, ...]:
         c = self.config

@@ -12,7 +12,7 @@ Init, each tensor from the stream of its own name (`init_` in `ablab/tensor/stag
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,7 +86,9 @@ class GptNetwork(Network):
         Members add what they compute beyond their parameters, three times: backward is two forwards.
         """
         n_param, d = sum(p.numel() for p in self.parameters()), self.dims
-        more = sum(m.flops(d.at(layer), length) for m in self.members for layer in range(d.n_layer))
+        dearer = sum(m.widens(d, length) for m in self.members)
+        at = [replace(d, layer=layer, dearer=dearer) for layer in range(d.n_layer)]
+        more = sum(dearer + sum(m.flops(here, length) for m in self.members) for here in at)
         return 6 * n_param + 12 * d.n_layer * d.n_head * d.head_dim * length + 3 * more
 
     def example(self) -> Tensor:

@@ -223,6 +223,8 @@ class Dims:
     n_layer: int
     latent: int = 0
     """Channels of the key latent; 0 without one."""
+    dearer: int = 0
+    """FLOPs per token by which a pass of Q K^T over all keys exceeds that of head_dim channels."""
     layer: int = 0
 
     @property
@@ -443,6 +445,10 @@ class BlockMember(Plugin):
 
         The model takes them three times: a third of what has no backward pass counts.
         """
+        return 0
+
+    def widens(self, dims: Dims, length: int) -> int:
+        """FLOPs per token that it adds to each pass of Q K^T over `length` keys, by widening queries and keys."""
         return 0
 
     def size(self, dims: Dims) -> int:

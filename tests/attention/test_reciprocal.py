@@ -204,4 +204,4 @@ def test_flops_are_those_of_the_wider_queries(window, reach):
     (member,) = [m for m in config.create("ATTN", values(**symbols)) if m.symbol == "ATTN_RECIPROCAL"]
     h = net.blocks[0].attn.project(random(1, T, 32).float(), context())[0]
     wide = net.blocks[0].attn.score["reciprocal"](h, context()).pieces[0].q_BHTK.shape[-1] - h.q_BHTK.shape[-1]
-    assert member.flops(net.dims, T) == 2 * wide * net.dims.n_head * reach
+    assert member.widens(net.dims, T) == 2 * wide * net.dims.n_head * reach
