@@ -21,7 +21,8 @@ from ablab.plugin import Plugin
 from ablab.rundir import RunError
 from ablab.tensor import kernel
 from ablab.tensor.cache import Pruned
-from ablab.tensor.stage import Past, coupled
+from ablab.tensor.rowstat import RowEntropy
+from ablab.tensor.stage import Gauges, Past, coupled
 
 TRIM, MMAP_ABOVE = -1, -3  # mallopt parameters, <malloc.h>
 
@@ -71,6 +72,11 @@ def cache(cfg: RunConfig) -> Past:
     """An empty cache of keys and values for evaluation and sampling."""
     e = cfg.eval
     return Pruned(e.kvprune_keep, e.kvprune_recent) if e.kvprune else Past(cfg.model.config.block)
+
+
+def gauges(cfg: RunConfig) -> Gauges | None:
+    """What an evaluation watches besides the gauges of parts."""
+    return RowEntropy() if cfg.eval.entropy else None
 
 
 def settle_system(cfg: RunConfig) -> torch.device:

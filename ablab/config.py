@@ -85,6 +85,8 @@ class Eval:
     """Steps between evaluations."""
     tokens: int
     """Validation tokens; 0 is the whole split."""
+    entropy: bool | None
+    """Watch the entropy of attention rows; None for a model without them."""
     kvprune: bool | None
     """Read with a cache that is pruned; None for a model without one."""
     kvprune_keep: int | None

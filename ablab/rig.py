@@ -212,7 +212,7 @@ class Rig:
         odd = {n for n, b in model.named_buffers() if not torch.equal(b, buffers[n])}
         need(not odd, f"evaluation changes {_some(odd)}")
         need(bool(torch.isinf(logits[..., IDS:]).all()), "padded vocabulary can be predicted in eval mode")
-        for name in model.gauges(self._ids(5, 1)):
+        for name in model.gauges(self._ids(5, 1), build.gauges(self.cfg)):
             metrics.get(name)
 
     def resume(self) -> None:

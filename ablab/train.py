@@ -219,7 +219,9 @@ class Loop:
         found = evaluate(net, self.evaluation, size, self.device, self.precision, poll, cache)
         if found:
             with self.precision:
-                self.gauges = self.built.model.gauges(next(self.evaluation.batches(1)).x.to(self.device))
+                self.gauges = self.built.model.gauges(
+                    next(self.evaluation.batches(1)).x.to(self.device), build.gauges(self.cfg)
+                )
         self.clocks.to("other")
         self._book("eval", before)
         if found:

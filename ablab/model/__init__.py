@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ablab.plugin import Plugin
-from ablab.tensor.stage import BlockMember, Drawn, init_
+from ablab.tensor.stage import BlockMember, Drawn, Gauges, init_
 
 
 class Output(NamedTuple):
@@ -48,8 +48,9 @@ class Network(Drawn, ABC):
     def example(self) -> Tensor:
         """A small fixed input on the CPU, the same for every build of this shape."""
 
-    def gauges(self, x: Tensor) -> dict[str, float]:
-        """What its parts say of themselves on these inputs, by metric name.  Called at each evaluation.
+    def gauges(self, x: Tensor, seen: Gauges | None = None) -> dict[str, float]:
+        """What its parts say of themselves on these inputs, and what `seen` watches, by metric name.  Called at each
+        evaluation.
 
         Raises EffectError when a part is silent about a gauge that it declares, or reports another.
         """

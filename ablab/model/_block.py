@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablab.tensor.attend import attend
-from ablab.tensor.stage import ATTENTION_STAGES, MLP_STAGES, SINGLE, Attended, Ctx, Dims, Linear, Part
+from ablab.tensor.stage import ATTENTION_STAGES, MLP_STAGES, SINGLE, Attended, Ctx, Dims, Gauges, Linear, Part
 
 Parts = Sequence[Part]
 """Those of one block: of attention members first, then MLP, each in Kconfig order."""
@@ -49,6 +49,8 @@ class AttentionHost(Host):
         h, ctx = self.project(x_BTD, ctx)
         for part in self.score.values():
             h = part(h, ctx)
+        for g in ctx.all(Gauges):
+            g.watch(h, ctx)
         m, ctx = attend(h, ctx, self.wants_lse)
         for part in self.rows.values():
             m = part(m, h, ctx)

@@ -95,20 +95,21 @@ class GptNetwork(Network):
         return (torch.arange(16) * 7919 % self.n_vocab).view(2, 8)  # a prime scatters the ids
 
     @torch.no_grad()
-    def gauges(self, x_BT: Tensor) -> dict[str, float]:
-        """One forward in eval mode; none where no part has gauges."""
+    def gauges(self, x_BT: Tensor, seen: Gauges | None = None) -> dict[str, float]:
+        """One forward in eval mode; none where no part has gauges and nothing is to be `seen` besides."""
         layers = enumerate(self.blocks)
         parts = [(part, layer) for layer, b in layers for part in b.modules() if isinstance(part, Part)]
         wanted = [Gauges.name(part, layer, gauge) for part, layer in parts for gauge in part.gauges]
-        if not wanted:
+        if not wanted and seen is None:
             return {}
-        seen, training = Gauges(), self.training
+        seen, training = seen or Gauges(), self.training
         self.eval()
         self(x_BT, gauges=seen)
         self.train(training)
         if odd := set(wanted) ^ seen.values.keys():
             raise EffectError(f"gauges: declared or reported, but not both: {' '.join(sorted(odd))}")
-        return dict(zip(seen.values, torch.stack([v.float() for v in seen.values.values()]).tolist(), strict=True))
+        found = seen.values | seen.watched
+        return dict(zip(found, torch.stack([v.float() for v in found.values()]).tolist(), strict=True))
 
     def facts(self) -> dict[str, Any]:
         """KV bytes per token in bf16, counted on a real cache; MLP : attention in weights with 2 axes."""

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ablab.tensor.attend import Triple, logits, piece, positions, sees, wide
 from ablab.tensor.kernel import InForce, exact
-from ablab.tensor.stage import Ctx, Heads, Mixed
+from ablab.tensor.stage import Ctx, Gauges, Heads, Mixed
 
 
 def entropy(m: Mixed, h: Heads, ctx: Ctx) -> Tensor:
@@ -80,6 +80,29 @@ def _picked(pieces: list[Triple], j_BHTN: Tensor, scale: float, start: int) -> T
         k_BHTNK = k.expand(B, H, -1, -1).gather(2, index).view(B, H, T, N, K)
         s_BHTN = torch.where(sees(region, gap_BHTN), scale * (k_BHTNK @ q[..., None])[..., 0], s_BHTN)
     return s_BHTN
+
+
+class RowEntropy(Gauges):
+    """Watches the entropy of one row in eight, over the ln n that a uniform row has: its mean, and the lowest mean of a
+    head, which falls when attention collapses."""
+
+    every = 8
+
+    @torch.no_grad()
+    def watch(self, h: Heads, ctx: Ctx) -> None:
+        T = h.q_BHTK.shape[2]
+        if T == 1:
+            return
+        at_N = torch.arange(T - 1, 0, -self.every, device=h.q_BHTK.device)  # row 0 has no choice
+        gap_NS, s_BHNS = at_N[:, None] - torch.arange(T, device=at_N.device), torch.tensor(-torch.inf)
+        with exact(h.q_BHTK):
+            for q, k, region in wide(h, ctx):
+                s_BHNS = torch.where(sees(region, gap_NS), h.scale * (q[:, :, at_N] @ k.mT), s_BHNS.to(q))
+            p_BHNS = s_BHNS.softmax(-1)
+            entropy_BHN = s_BHNS.logsumexp(-1) - (p_BHNS * s_BHNS.masked_fill(p_BHNS == 0, 0)).sum(-1)
+        share_H = (entropy_BHN / (at_N + 1).to(s_BHNS).log()).mean((0, 2))
+        name = f"attn/{ctx.layer}/entropy"
+        self.watched |= {f"{name}_mean": share_H.mean(), f"{name}_lowest_head": share_H.min()}
 
 
 def entropy_share(m: Mixed, h: Heads, ctx: Ctx) -> Tensor:

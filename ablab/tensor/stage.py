@@ -103,6 +103,12 @@ class Gauges:
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
+        """What parts report, by metric name."""
+        self.watched: dict[str, Tensor] = {}
+        """What was seen besides."""
+
+    def watch(self, h: "Heads", ctx: "Ctx") -> None:
+        """Called by every block with what it attends to; a subclass adds to `watched`."""
 
     def put(self, ctx: "Ctx", part: "Part", **values: Tensor) -> None:
         """Record 0-d tensors under their metric names."""

@@ -134,6 +134,7 @@ def flips() -> list[str]:
         "EVAL_TOKENS": "256",
         "DATA_SYNTH_TOKENS": "30000",
         "EVAL_INTERVAL": "1",
+        "EVAL_ENTROPY": "y",
         "EVAL_KVPRUNE": PRUNED.partition("=")[2],
         "TRAIN_LOG_STEPS": "5",
         "TRAIN_CKPT_INTERVAL": "3",

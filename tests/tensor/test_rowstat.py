@@ -66,6 +66,30 @@ def rows(t, W=None):
     return p, -(p * logp.masked_fill(j > i, 0.0)).sum(-1)
 
 
+@pytest.mark.parametrize("W", [None, 7])
+def test_watched_entropy_is_that_of_one_row_in_eight(W):
+    t, seen = inputs(), rowstat.RowEntropy()
+    seen.watch(heads(t, W), Ctx(layer=3))
+    at = torch.tensor([39, 31, 23, 15, 7])
+    share_BHN = rows(t, W)[1][:, :, at] / (at + 1).double().log()
+    got = {name: v.item() for name, v in seen.watched.items()}
+    wanted = {"mean": share_BHN.mean().item(), "lowest_head": share_BHN.mean((0, 2)).min().item()}
+    assert got == pytest.approx({f"attn/3/entropy_{name}": v for name, v in wanted.items()}, rel=1e-12)
+
+
+@pytest.mark.parametrize("T", [1, 2, 8])
+def test_watched_entropy_of_short_and_of_collapsed_rows(T):
+    t, seen = inputs(T), rowstat.RowEntropy()
+    with torch.no_grad():
+        t["k"].zero_(), t["shared"].zero_()
+    seen.watch(heads(t), Ctx())
+    assert list(seen.watched.values()) == pytest.approx([1.0, 1.0] if T > 1 else [], abs=1e-12)
+    if T > 1:
+        t["k"].data[:, :, 0], t["q"].data = 1e4, t["q"].data.abs()
+        seen.watch(heads(t), Ctx())
+        assert list(seen.watched.values()) == pytest.approx([0.0, 0.0], abs=1e-12)
+
+
 def reference(stat, t, W=None):
     p, entropy = rows(t, W)
     n = torch.arange(1.0, p.shape[-1] + 1, dtype=p.dtype)
