@@ -15,7 +15,7 @@ from torch import nn
 
 from ablab.attention import Attention
 from ablab.tensor.attend import attend
-from ablab.tensor.stage import Coupling, Ctx, Dims, Field, Gauges, Heads, Mixed, Part, Rows
+from ablab.tensor.stage import Coupling, Ctx, Dims, Field, Gauges, Heads, Mixed, Part, Rows, share
 
 
 class Walk(Rows):
@@ -38,7 +38,7 @@ class Walk(Rows):
             walk_BHTV = start + (1 - a) * hop.y_BHTV
         term_BHTV = (ctx.one(Coupling).lam * self.beta)[:, None, None] * walk_BHTV
         for g in ctx.all(Gauges):
-            g.put(ctx, self, share=term_BHTV.norm() / m.y_BHTV.norm(), beta=self.beta.mean())
+            g.put(ctx, self, share=share(term_BHTV, m.y_BHTV), beta=self.beta.mean())
         return m._replace(y_BHTV=m.y_BHTV + term_BHTV)
 
 

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablab.mlp import Mlp, check_divides, share
+from ablab.mlp import Mlp, check_divides
 from ablab.tensor.sparse import above_rms, largest, mix
-from ablab.tensor.stage import Coupling, Ctx, Dims, Emit, Enrich, Field, Gate, Gauges, Heads, Mixed, Part, Score
+from ablab.tensor.stage import Coupling, Ctx, Dims, Emit, Enrich, Field, Gate, Gauges, Heads, Mixed, Part, Score, share
 
 
 class Sparse(Enum):

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablab.mlp import Mlp, check_divides, share
-from ablab.tensor.stage import Coupling, Ctx, Dims, Emit, Enrich, Gauges, LatentDelta, Part
+from ablab.mlp import Mlp, check_divides
+from ablab.tensor.stage import Coupling, Ctx, Dims, Emit, Enrich, Gauges, LatentDelta, Part, share
 from ablab.tensor.stage import Latent as KeyLatent
 
 

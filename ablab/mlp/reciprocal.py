@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablab.mlp import Mlp, share
-from ablab.tensor.stage import Attended, Coupling, Ctx, Dims, Gauges, Part, Pre
+from ablab.mlp import Mlp
+from ablab.tensor.stage import Attended, Coupling, Ctx, Dims, Gauges, Part, Pre, share
 
 
 class Feed(Pre):

@@ -121,6 +121,12 @@ class Gauges:
         return f"{family.lower()}/{layer}/{name.lower()}_{gauge}"
 
 
+def share(term: Tensor, target: Tensor) -> Tensor:
+    """RMS of a term over that of the target, of equal shape, that it is added to; 0-d, fp32 or better."""
+    wide = torch.promote_types(target.dtype, torch.float32)
+    return torch.linalg.vector_norm(term, dtype=wide) / torch.linalg.vector_norm(target, dtype=wide)
+
+
 class Ctx(NamedTuple):
     """Immutable context of one forward pass: values keyed by type, and where the pass stands."""
 
