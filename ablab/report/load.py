@@ -85,12 +85,18 @@ class Trial:
         return {}
 
     def value(self, key: str, mode: str = "final") -> float | None:
-        """The metric at the end, its minimum or its maximum; None for a trial without it or not done."""
+        """The metric at the end, its minimum or its maximum; None for a trial without it or not done.
+
+        While a pruner ramps up the network is denser than the one that is compared: the extremes are those at the last
+        sparsity.
+        """
         if self.summary is None:
             return None
         if mode == "final" and key in self.summary["final"]:
             return float(self.summary["final"][key])
-        values = [value for _, value in self.points(key)]
+        levels = self.points("sparsity/target")
+        since = next((step for step, level in levels if level == levels[-1][1]), 0)
+        values = [value for step, value in self.points(key) if step >= since]
         pick = {"final": lambda v: v[-1], "min": min, "max": max}[mode]
         return float(pick(values)) if values else None
 

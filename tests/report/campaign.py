@@ -150,8 +150,15 @@ def _record(arm: Arm, seed: int, titles: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def run(journal: Journal, trial: TrialDir, final: float, fate: str = "done", facts: Mapping[str, Any] = {}) -> None:
-    """One attempt of a queued trial; all that is not `done` stops half way."""
+def run(
+    journal: Journal,
+    trial: TrialDir,
+    final: float,
+    fate: str = "done",
+    facts: Mapping[str, Any] = {},
+    more: Callable[[int], Mapping[str, float]] = lambda step: {},
+) -> None:
+    """One attempt of a queued trial; all that is not `done` stops half way.  `more` is added to the row of a step."""
     lease = journal.claim(trial)
     number, last = lease["attempt"], STEPS if fate == "done" else STEPS // 2
     attempt = trial.attempt(number)
@@ -160,7 +167,8 @@ def run(journal: Journal, trial: TrialDir, final: float, fate: str = "done", fac
     rows = Rows(attempt.metrics, "metrics", header, clock=lambda: float(next(ticks)))
     for step in range(0, last + 1, EVERY):
         axes = {"tokens": step * 768, "train_s": step * 0.1, "wall_s": step * 0.2, "flops": step * 1e6}
-        rows.row(step, {"val_loss": loss(final, step), "train_loss": loss(final, step) - 0.1}, **axes)
+        losses = {"val_loss": loss(final, step), "train_loss": loss(final, step) - 0.1}
+        rows.row(step, losses | more(step), **axes)
     rows.close()
     trial.write("manifest", {**_manifest(trial, lease), **facts})
     if fate == "running":

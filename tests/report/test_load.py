@@ -69,6 +69,18 @@ def test_a_rerun_replaces_the_value(tmp_path):
     assert len(again.points("val_loss")) == campaign.STEPS // campaign.EVERY + 1
 
 
+def test_extremes_are_those_at_the_last_sparsity(tmp_path):
+    folder = campaign.write(tmp_path, finals, arms=(("R0", {}),), seeds=(1,), contrasts=())
+    journal, trial = Journal.of(folder), folder.trials()[0]
+    assert journal.append(trial.name, TrialState.QUEUED, reason="rerun")
+    ramp = {step: min(step / 60, 0.5) for step in range(0, campaign.STEPS + 1, campaign.EVERY)}
+    dense = {"val_loss": 0.5}  # better than all that follows, before anything is pruned
+    campaign.run(journal, trial, 1.25, more=lambda s: {"sparsity/target": ramp[s], **(dense if s < 30 else {})})
+    again = load.read(folder).trials[0]
+    at = [campaign.loss(1.25, step) for step, level in ramp.items() if level == 0.5]
+    assert len(at) > 1 and (again.value("val_loss", "max"), again.value("val_loss", "min")) == (max(at), min(at))
+
+
 def test_a_failed_rerun_leaves_no_value(tmp_path):
     folder = campaign.write(tmp_path, finals, arms=(("R0", {}),), seeds=(1,), contrasts=())
     journal, trial = Journal.of(folder), folder.trials()[0]
