@@ -106,6 +106,7 @@ def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
             "cudnn_benchmark": torch.backends.cudnn.benchmark if gpu else None,
             "attention_kernel": _attention_kernel(loop),
             "lse_kernel": kernel.chosen(loop.device),
+            "largest_logits": "stream" if kernel.InForce.stream else "chunked",
             "attend_chunk": kernel.InForce.chunk,
             "threads": torch.get_num_threads(),
             "workers": 0,

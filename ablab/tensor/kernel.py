@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ablab.tensor import stream
+
 Core = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
 ATEN = torch.ops.aten
 SPARE = 8  # channels that the backward pass adds to carry the gradient of lse; kernels want multiples of 8
@@ -96,11 +98,14 @@ class InForce:
     """Query rows per step where logits are formed a few rows at a time."""
     kernels: ClassVar[dict[tuple[str, torch.dtype, bool], tuple[str, ...]]] = {}
     """(device type, dtype, masked) -> fused operators that passed the probe."""
+    stream: ClassVar[bool] = False
+    """The largest logits of rows are found by `stream.largest`."""
 
 
 def settle(device: torch.device, chunk: int, dtypes: Iterable[torch.dtype]) -> None:
     """Put a chunk in force and choose the kernels of a device, once per process and key."""
     InForce.chunk = chunk
+    InForce.stream = device.type == "cuda" and stream.probe(device)
     for dtype in dtypes:
         for masked in (False, True):
             key = device.type, dtype, masked

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ablab.tensor import stream
 from ablab.tensor.attend import Triple, logits, piece, positions, sees, wide
 from ablab.tensor.kernel import InForce, exact
 from ablab.tensor.stage import Ctx, Gauges, Heads, Mixed
@@ -49,24 +50,35 @@ def power(m: Mixed, h: Heads, ctx: Ctx, a: float) -> Tensor:
 
 
 def mass(m: Mixed, h: Heads, ctx: Ctx, k: int) -> Tensor:
-    """Sum of the k largest p, BHT.  Logits of a few query rows at a time say which; those are computed again."""
+    """Sum of the k largest p, BHT.  A streaming pass, or logits of a few query rows at a time, say which; those are
+    computed again."""
     pieces, at, T, done = wide(h, ctx), positions(h, ctx), h.q_BHTK.shape[2], []
+    with torch.no_grad():
+        streams = InForce.stream and not ctx.start and h.q_BHTK.dtype != torch.float64
+        found_BHTN = stream.largest(pieces, h.scale, k) if streams else None
     with exact(h.q_BHTK):
         for first in range(0, T, InForce.chunk):
             rows, start = slice(first, first + InForce.chunk), ctx.start + first
             l_BHT, parts = m.lse_BHT[:, :, rows], [(q[:, :, rows], key, region) for q, key, region in pieces]
-            keys = slice(0, max(start + l_BHT.shape[2], k))  # a slice ends at the last key at the latest
-            with torch.no_grad():
-                seen = [(q, key[:, :, keys], region) for q, key, region in parts]
-                s_BHTS = logits(seen, h.scale, start, None if at is None else at[..., keys])
-                s_BHTN, j_BHTN = (
-                    s_BHTS.max(-1, keepdim=True) if k == 1 else s_BHTS.topk(min(k, s_BHTS.shape[-1]), sorted=False)
-                )
-            if torch.is_grad_enabled() and at is None:  # recomputed in the backward pass: N copies of k would be kept
+            if found_BHTN is None:
+                s_BHTN, j_BHTN = _best(parts, h.scale, start, at, k)
+            else:
+                s_BHTN, j_BHTN = None, found_BHTN[:, :, rows]
+            # recomputed in the backward pass: N copies of k would be kept
+            if s_BHTN is None or (torch.is_grad_enabled() and at is None):
                 more = {"use_reentrant": False, "preserve_rng_state": False}
                 s_BHTN = checkpoint(_picked, parts, j_BHTN, h.scale, start, **more)
             done.append((s_BHTN - l_BHT[..., None]).exp().sum(-1))
     return torch.cat(done, -1)
+
+
+@torch.no_grad()
+def _best(pieces: list[Triple], scale: float, start: int, at: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """(logits, keys) BHTN of the largest of a few rows, from all their logits."""
+    end = max(start + pieces[0][0].shape[2], k)  # a slice ends at the last key at the latest
+    seen = [(q, key[:, :, :end], region) for q, key, region in pieces]
+    s_BHTS = logits(seen, scale, start, None if at is None else at[..., :end])
+    return s_BHTS.max(-1, keepdim=True) if k == 1 else s_BHTS.topk(min(k, s_BHTS.shape[-1]), sorted=False)
 
 
 def _picked(pieces: list[Triple], j_BHTN: Tensor, scale: float, start: int) -> Tensor:
