@@ -22,6 +22,8 @@ class Output(NamedTuple):
     """Number of targets behind `loss`."""
     logits: Tensor | None
     """[..., classes]; None when targets were given and `keep_logits` was not."""
+    hits: Tensor | None = None
+    """Targets that are the likeliest class, 0-d int64; None where a model does not count them."""
 
 
 class Network(Drawn, ABC):
@@ -42,7 +44,7 @@ class Network(Drawn, ABC):
 
     @abstractmethod
     def flops_per_token(self, length: int) -> int:
-        """Matmul FLOPs of forward and backward per token (per sample for images) at this sequence length."""
+        """Matmul FLOPs of forward and backward per target, at this length of a sequence or of an image's side."""
 
     @abstractmethod
     def example(self) -> Tensor:
@@ -71,6 +73,11 @@ class Network(Drawn, ABC):
 class Model(Plugin, family="MODEL"):
     """Base of the models."""
 
+    length: int
+    """Targets of a sample: the tokens of a sequence, 1 for an image."""
+    depth: int
+    """Blocks of some ten operations, one after another."""
+
     @abstractmethod
     def build(
         self,
@@ -82,7 +89,7 @@ class Model(Plugin, family="MODEL"):
         """Called once per trial by build.py; under `torch.device("meta")` it costs no memory.
 
         `attention`, `mlp`: the selected members in Kconfig order (ignored by models without blocks).
-        `seed` is TRAIN_SEED.  `n_vocab`: classes that exist, the tokenizer's size; columns from there on
+        `seed` is TRAIN_SEED.  `n_vocab`: classes that exist, the tokenizer's size for text; columns from there on
         are padding, whose logits eval mode sets to -inf.  None: all exist.  The module is initialised, on
         the CPU, fp32, in train mode.  Raises ValueError when the members do not fit together or n_vocab
         exceeds what the model holds.

@@ -158,6 +158,14 @@ class Gpt(Model, symbol="MODEL_GPT"):
                     f" {self.heads} : a head is EMBED / HEADS wide; set {' or '.join(map(str, sorted(fit)))} heads"
                 )
 
+    @property
+    def length(self) -> int:
+        return self.config.block
+
+    @property
+    def depth(self) -> int:
+        return self.config.layers
+
     def build(
         self,
         attention: Sequence[BlockMember],
