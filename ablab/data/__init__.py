@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Data sets: prepared once into hashed shards, read by position so that resume seeks and never replays."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -23,26 +23,38 @@ class Tokenizer(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro batch: x, y int64 [B, T] on the CPU; y is x shifted by one token."""
+    """One micro batch on the CPU.
+
+    Text: x, y int64 [B, T], y is x shifted by one token.  Images: x float32 [B, C, H, W], y int64 [B].
+    """
 
     x: torch.Tensor
     y: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """A fixed set of validation sequences, equal for all trials that ask with the same numbers."""
+class Evaluation(ABC):
+    """A fixed set of samples, equal for all trials that ask with the same numbers."""
+
+    sha256: str
+    tokens: int
+    """Targets: of N sequences N * T, of N images N."""
+    bytes: int | None
+    """Bytes of text that the targets stand for; bits per byte = loss * tokens / (ln 2 * bytes).  None for images."""
+
+    @abstractmethod
+    def batches(self, size: int) -> Iterator[Batch]:
+        """The set once, in order; the last batch may be smaller."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows(Evaluation):
+    """Sequences of a text."""
 
     ids: np.ndarray
     """uint16 [N, T + 1]: windows that share no target."""
-    sha256: str
-    tokens: int
-    """Targets: N * T."""
-    bytes: int
-    """Bytes of text that the targets stand for; bits per byte = loss * tokens / (ln 2 * bytes)."""
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """The set once, in order; the last batch may be smaller."""
         for first in range(0, len(self.ids), size):
             ids = torch.from_numpy(self.ids[first : first + size].astype(np.int64))
             yield Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
@@ -53,6 +65,10 @@ class Data(Plugin, family="DATA"):
 
     offline: ClassVar[bool] = False
     """True if `prepare` needs no network: then a run prepares the set by itself."""
+    unit: ClassVar[str] = "tokens"
+    """What a target is called, in the manifest too."""
+    classes: int
+    """Classes of a target; for text the tokens that exist."""
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Section:
@@ -60,25 +76,41 @@ class Data(Plugin, family="DATA"):
 
         dir: Path
         """Folder of the prepared sets."""
-        tokenizer: Tokenizer
-        val_fraction: float
+        tokenizer: Tokenizer | None
+        """None for images."""
+        val_fraction: float | None
+        split_seed: int | None
+        """Which images are held out for validation; None for text."""
+        augment_crop: int | None
+        """Pixels of border around an image from which a window of its size is cut."""
+        augment_flip: bool | None
+        """Every second image is mirrored."""
+        augment_resize: int | None
+        """Pixels of a side, 0 as they are; None where a model takes one size only."""
+
+        def __post_init__(self) -> None:
+            if self.augment_resize and self.augment_resize < 32:
+                raise ValueError(
+                    f"CONFIG_DATA_AUGMENT_RESIZE = {self.augment_resize} : images have 32 pixels a side and are only"
+                    " enlarged; set 0 or more than 32"
+                )
 
     @abstractmethod
     def prepare(self) -> Path:
         """Make the prepared set or verify it; called by `make data` and, if `offline`, by a run.
 
-        Idempotent and resumable.  Returns the folder, which holds manifest.json and the shards.
+        Idempotent.  Returns the folder, which holds manifest.json and the shards.
         Raises DataError, which says what to do.
         """
 
     @abstractmethod
     def manifest(self) -> dict[str, Any]:
-        """The manifest of the prepared set: name, sha256, tokenizer, splits with tokens, bytes, shards and
-        hashes, licence, source.  Raises DataError when the set is missing or was changed."""
+        """The manifest of the prepared set: name, sha256, splits with sizes, shards and hashes, licence, source.
+        Raises DataError when the set is missing or was changed."""
 
     @abstractmethod
     def batches(self, split: str, seed: int, position: int, size: int, length: int) -> Iterator[Batch]:
-        """Endless batches of `size` sequences of `length` tokens from sample number `position` on.
+        """Endless batches of `size` samples, of `length` targets each, from sample number `position` on.
 
         The order is a stateless permutation of (seed, epoch), so batch k is the same whatever was read
         before.
@@ -86,16 +118,28 @@ class Data(Plugin, family="DATA"):
 
     @abstractmethod
     def samples(self, split: str, length: int) -> int:
-        """Sequences of `length` tokens in one epoch of a split."""
+        """Samples of `length` targets in one epoch of a split."""
 
     @abstractmethod
-    def evaluation(self, tokens: int, length: int) -> Evaluation:
-        """Non-overlapping windows of `length` tokens spread evenly over the validation split: as many as fit
-        into `tokens` targets, all of them for 0.  Raises DataError when not one fits."""
+    def evaluation(self, tokens: int, length: int, split: str = "val") -> Evaluation:
+        """Non-overlapping samples of `length` targets spread evenly over a split: as many as fit into `tokens`
+        targets, all of them for 0.  Raises DataError when not one fits."""
 
     @abstractmethod
+    def noise(self, size: int, length: int, classes: int, generator: torch.Generator | None = None) -> Batch:
+        """A random batch of the shape and type of real ones, without reading any; it works on fake tensors."""
+
+    @abstractmethod
+    def extent(self, length: int) -> int:
+        """Size of the axis that a forward pass works along: tokens of a sequence, pixels of an image's side."""
+
+    @abstractmethod
+    def inspect(self, split: str, batch: Batch, size: int, length: int) -> None:
+        """Raises DataError if a batch of so many samples is not what `Batch` promises."""
+
     def codec(self) -> Any:
         """The tokenizer, with `encode(text)`, `decode(ids)`, `vocab` and `eot`."""
+        raise DataError(f"{self.symbol}: images have no tokenizer; choose a trial on text")
 
 
 class DataError(ValueError):

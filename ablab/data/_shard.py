@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Prepared token sets: hashed uint16 shards on disk, written once, read by position through memory maps."""
 
-import fcntl
 import hashlib
 import json
-import shutil
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,125 +13,54 @@ from typing import Any
 import numpy as np
 import torch
 
-from ablab import rundir
-from ablab.data import Batch, Data, DataError, Evaluation
-from ablab.data._token import Codec, codec
-from ablab.kconf import ROOT
-from ablab.plugin import Clause
+from ablab.data import Batch, DataError, Evaluation, Windows
+from ablab.data._prepared import Prepared, store, write_json
+from ablab.data._token import CODECS, Codec, codec
 
 SPLITS = ("train", "val")
 PIECE_CHARS = 1 << 20  # a tokenizer call; bounds the memory of its Python list
 CHUNK = 4096  # sample numbers permuted by one vectorised call
-HASH_LIMIT = 1 << 26  # bytes of a set that every trial hashes in full at its start
 
 
-class Tokens(Data):
+class Tokens(Prepared):
     """Base of the text sets.  A member says what its content depends on and writes documents.
 
-    A set lies in DATA_DIR/<slug>-<tokenizer>-<hash of the recipe>: manifest.json, one file per shard, and
-    bytes.bin, the text bytes that each token id stands for, so that reading needs no tokenizer package.
+    Beside one file per shard lies bytes.bin, the text bytes that each token id stands for, so that reading needs no
+    tokenizer package.
     """
 
-    licence: str
     shard_tokens = 1 << 26  # 128 MiB; what a crash while preparing can cost
-    resumable = False
-    """True if documents come in an order that can be skipped into: then a stopped `prepare` goes on."""
-
-    @abstractmethod
-    def recipe(self) -> dict[str, Any]:
-        """Everything but tokenizer and validation share that decides the content; it names the folder."""
-
-    @abstractmethod
-    def source(self) -> dict[str, Any]:
-        """Where the text comes from, with the hash of local files; must not have changed since `prepare`."""
 
     @abstractmethod
     def write(self, out: "Writer") -> None:
         """Put all documents into `out`, from document number `out.documents` on.  Raises DataError."""
 
-    @property
-    def folder(self) -> Path:
-        """Folder of the prepared set."""
+    def named(self) -> tuple[str, dict[str, Any]]:
         content = self.recipe() | {"format": 1, "val_fraction": self.section.val_fraction}
-        return self.home / f"{self.slug}-{self.section.tokenizer.value}-{_digest(content)[:8]}"
-
-    @property
-    def home(self) -> Path:
-        """Folder of all prepared sets; a relative DATA_DIR starts at the project."""
-        return ROOT / self.section.dir
+        return f"{self.slug}-{self.section.tokenizer.value}", content
 
     def codec(self) -> Codec:
         return codec(self.section.tokenizer)
 
-    def prepare(self) -> Path:
-        folder = self.folder
-        try:
-            with _locked(folder.with_name(f".{folder.name}.lock")):
-                if folder.exists():
-                    self._verify(folder)
-                else:
-                    self._make(folder, folder.with_name(folder.name + ".part"))
-        except OSError as error:
-            what = f"{folder}: cannot prepare {self.symbol}: {error}"
-            raise DataError(f"{what}; free the space or the path, or set CONFIG_DATA_DIR") from error
-        return folder
+    @property
+    def classes(self) -> int:
+        return CODECS[self.section.tokenizer].vocab
 
-    def _make(self, folder: Path, part: Path) -> None:
-        source, token = self.source(), self.codec()  # first: without them nothing is written
-        if not self.resumable:
-            shutil.rmtree(part, ignore_errors=True)
+    def make(self, part: Path) -> dict[str, Any]:
+        token = self.codec()
         out = Writer(part, token, self.shard_tokens)
         self.write(out)
         splits = out.close()
         if short := [s for s in SPLITS if splits[s]["bytes"] == 0]:
             what = f"{self.symbol}: the {short[0]} split is empty"
             raise DataError(f"{what}; give more text, or change CONFIG_DATA_VAL_FRACTION")
-        content = {
-            "schema": "ablab.data/1",
-            "name": self.slug,
+        return {
             "tokenizer": {"name": token.name, "sha256": token.sha256, "vocab": token.vocab, "eot": token.eot},
             "val_fraction": self.section.val_fraction,
-            "source": source,
-            "licence": self.licence,
             "documents": out.documents,
             "splits": splits,
-            "bytes": _store(part / "bytes.bin", token.lengths()),
+            "bytes": store(part / "bytes.bin", token.lengths().astype("<u2")),
         }
-        _write_json(part / "manifest.json", content | {"sha256": _digest(content)})
-        part.rename(folder)
-        (folder / "progress.json").unlink(missing_ok=True)
-        rundir.sync(folder.parent)
-
-    def _verify(self, folder: Path) -> None:
-        manifest = self.manifest()
-        for entry in _files(manifest):
-            if _hash(folder / entry["file"]) != entry["sha256"]:
-                raise _changed(folder / entry["file"], "content differs from its hash in manifest.json")
-        try:
-            source = self.source()
-        except DataError:  # a verified set needs no source, so it may be copied to where there is none
-            return
-        if source != manifest["source"]:
-            what = f"{folder}: made from other content than {self.symbol} finds now"
-            raise DataError(f"{what}; delete the folder to prepare the new content")
-
-    def manifest(self) -> dict[str, Any]:
-        path = self.folder / "manifest.json"
-        try:
-            manifest = json.loads(path.read_text())
-            content = {k: v for k, v in manifest.items() if k != "sha256"}
-            if manifest["sha256"] != _digest(content):
-                raise _changed(path, "content differs from its own hash")
-            for entry in _files(manifest):
-                if (size := (path.parent / entry["file"]).stat().st_size) != entry["size"]:
-                    raise _changed(path.parent / entry["file"], f"{size} bytes instead of {entry['size']}")
-        except FileNotFoundError as error:
-            what = "no prepared set" if not path.parent.exists() else "incomplete set"
-            fix = "run 'make data'" if not path.parent.exists() else "delete the folder and run 'make data'"
-            raise DataError(f"{error.filename}: {what} of {self.symbol}; {fix}") from error
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise _changed(path, "not the manifest of a prepared set") from error
-        return manifest
 
     def samples(self, split: str, length: int) -> int:
         return _samples(self._split(split), length, self.folder)
@@ -151,8 +77,25 @@ class Tokens(Data):
                 yield Batch(*(torch.from_numpy(part.astype(np.int64)) for part in (ids_BT[:, :-1], ids_BT[:, 1:])))
             position += step
 
-    def evaluation(self, tokens: int, length: int) -> Evaluation:
-        stream = self._split("val")
+    def noise(self, size: int, length: int, classes: int, generator: torch.Generator | None = None) -> Batch:
+        ids_BT = torch.randint(classes, (size, length + 1), generator=generator)
+        return Batch(ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous())
+
+    def extent(self, length: int) -> int:
+        return length
+
+    def inspect(self, split: str, batch: Batch, size: int, length: int) -> None:
+        x, y = batch.x, batch.y
+        top, low = int(max(x.max(), y.max())), int(x.min())
+        if not x.shape == y.shape == (size, length):
+            raise DataError(f"{split}: batch of shape {list(x.shape)}")
+        if not torch.equal(x[:, 1:], y[:, :-1]):
+            raise DataError(f"{split}: y is not x shifted by one token")
+        if low < 0 or top >= self.classes:
+            raise DataError(f"{split}: token {top}, the tokenizer has {self.classes}")
+
+    def evaluation(self, tokens: int, length: int, split: str = "val") -> Evaluation:
+        stream = self._split(split)
         most = (stream.size - 1) // length
         n = min(most, tokens // length) if tokens else most
         if n < 1:
@@ -161,27 +104,13 @@ class Tokens(Data):
         ids_NT = stream.windows(np.arange(n) * (most // n * length), length + 1)
         table = np.fromfile(self.folder / "bytes.bin", "<u2")
         sha256 = hashlib.sha256(ids_NT.astype("<u2").tobytes()).hexdigest()
-        return Evaluation(ids=ids_NT, sha256=sha256, tokens=n * length, bytes=int(table[ids_NT[:, 1:]].sum()))
+        return Windows(ids=ids_NT, sha256=sha256, tokens=n * length, bytes=int(table[ids_NT[:, 1:]].sum()))
 
     def text_bytes(self, split: str, start: int, stop: int) -> int:
         """Bytes of text that the tokens [start, stop) of a split stand for."""
         table = np.fromfile(self.folder / "bytes.bin", "<u2")
         parts = self._split(split).parts(start, stop)
         return sum(int(table[part].sum()) for part in parts)
-
-    def contracts(self) -> tuple[Clause, ...]:
-        def content(_: Any) -> tuple[Any, Any]:
-            manifest = self.manifest()
-            files = _files(manifest)
-            if sum(e["size"] for e in files) > HASH_LIMIT:  # sizes only: `prepare` hashed it all
-                return len(files), sum((self.folder / e["file"]).stat().st_size == e["size"] for e in files)
-            return [e["sha256"] for e in files], [_hash(self.folder / e["file"]) for e in files]
-
-        def shared(_: Any) -> tuple[int, int]:
-            train, val = ({s["sha256"] for s in self.manifest()["splits"][k]["shards"]} for k in SPLITS)
-            return 0, len(train & val)
-
-        return Clause("data/files", "build", content), Clause("data/disjoint", "build", shared)
 
     def _split(self, split: str) -> "Stream":
         shards = self.manifest()["splits"][split]["shards"]
@@ -283,14 +212,15 @@ class Writer:
         self.splits[split]["documents"] += 1
         if self._held >= self._shard_tokens:
             self._flush()
-            _write_json(self._folder / "progress.json", {"documents": self.documents, "splits": self.splits})
+            write_json(self._folder / "progress.json", {"documents": self.documents, "splits": self.splits})
 
     def _flush(self) -> None:
         self._held = 0
         for split, buffer in self._buffers.items():
             if buffer:
                 shards = self.splits[split]["shards"]
-                shards.append(_store(self._folder / f"{split}-{len(shards):05}.bin", np.concatenate(buffer)))
+                ids = np.concatenate(buffer).astype("<u2")
+                shards.append(store(self._folder / f"{split}-{len(shards):05}.bin", ids))
                 buffer.clear()
 
 
@@ -337,39 +267,3 @@ def _samples(stream: Stream, length: int, folder: Path) -> int:
         what = f"{folder}: {stream.size} tokens hold no sequence of {length}"
         raise DataError(f"{what}; lower MODEL_GPT_BLOCK, give more text, or change DATA_VAL_FRACTION")
     return (stream.size - length) // length
-
-
-def _files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    return [manifest["bytes"], *(s for k in SPLITS for s in manifest["splits"][k]["shards"])]
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _changed(path: Path, what: str) -> DataError:
-    return DataError(f"{path}: {what}; delete the folder {path.parent.name} and run 'make data'")
-
-
-def _store(path: Path, ids: np.ndarray) -> dict[str, Any]:
-    raw = ids.astype("<u2").tobytes()
-    rundir.write_bytes(path, raw)
-    return {"file": path.name, "size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    rundir.write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file; a second process waits here and then finds the set prepared."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

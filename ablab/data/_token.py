@@ -101,7 +101,10 @@ class Gpt2(Codec):
         return table
 
 
+CODECS = {Tokenizer.BYTE: Byte, Tokenizer.GPT2: Gpt2}
+
+
 @cache
 def codec(tokenizer: Tokenizer) -> Codec:
     """The tokenizer of a data set, built once per process.  Raises DataError that names a missing package."""
-    return Byte() if tokenizer is Tokenizer.BYTE else Gpt2()
+    return CODECS[tokenizer]()

@@ -5,16 +5,17 @@ import datasets
 import numpy as np
 import pytest
 
-from ablab.data import Data, DataError, Tokenizer
+from ablab.data import DataError, Tokenizer
 from ablab.data.finewebedu import Finewebedu
 from ablab.data.openwebtext import Openwebtext
 from ablab.data.tinystories import Tinystories
+from tests.section import text as text_section
 
 DOCS = [f"Document {i} is about the number {i}.\n" * (1 + i % 7) for i in range(400)]
 
 
 def section(folder, tokenizer=Tokenizer.BYTE):
-    return Data.Section(dir=folder, tokenizer=tokenizer, val_fraction=0.1)
+    return text_section(folder, tokenizer, 0.1)
 
 
 def parquet(folder, slug, column="text", docs=DOCS):

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from ablab.data import Data, Tokenizer
+from ablab.data import Tokenizer
 from ablab.data.shakespeare import Shakespeare, plain
+from tests.section import text as text_section
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +15,7 @@ def sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     made = {}
     for tokenizer in Tokenizer:
-        section = Data.Section(dir=folder, tokenizer=tokenizer, val_fraction=0.1)
+        section = text_section(folder, tokenizer, 0.1)
         made[tokenizer] = Shakespeare(Shakespeare.Config(), section)
         made[tokenizer].prepare()
     return made

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from ablab.data import Data, DataError, Tokenizer
+from ablab.data import DataError, Tokenizer
 from ablab.data._shard import Stream, Tokens, permute, sample_starts
 from ablab.data.synth import Synth
+from tests.section import text as text_section
 
 KEYS = list(np.random.PCG64(1).random_raw(4))
 
 
 def made(folder, tokens=6000, val_fraction=0.2):
-    section = Data.Section(dir=folder, tokenizer=Tokenizer.BYTE, val_fraction=val_fraction)
+    section = text_section(folder, Tokenizer.BYTE, val_fraction)
     data = Synth(Synth.Config(tokens=tokens), section)
     data.prepare()
     return data
@@ -122,7 +123,7 @@ def test_bytes_of_a_token_range_leave_out_document_ends(tmp_path):
 
     (tmp_path / "a.txt").write_text("Hello world\n" * 40)
     (tmp_path / "b.txt").write_text("the second text\n" * 8)
-    section = Data.Section(dir=tmp_path / "out", tokenizer=Tokenizer.GPT2, val_fraction=0.2)
+    section = text_section(tmp_path / "out", Tokenizer.GPT2, 0.2)
     data = Text(Text.Config(path=tmp_path), section)
     data.prepare()
     train = data.manifest()["splits"]["train"]
@@ -157,7 +158,7 @@ def test_two_processes_prepare_one_set(tmp_path):
 
 
 def test_missing_set_says_to_run_make_data(tmp_path):
-    section = Data.Section(dir=tmp_path, tokenizer=Tokenizer.BYTE, val_fraction=0.1)
+    section = text_section(tmp_path, Tokenizer.BYTE, 0.1)
     with pytest.raises(DataError, match=r"no prepared set of DATA_SYNTH; run 'make data'"):
         next(Synth(Synth.Config(tokens=5000), section).batches("train", 1, 0, 2, 8))
 
@@ -254,7 +255,7 @@ class Docs(Tokens):
 
 def test_stopped_prepare_goes_on_and_gives_the_same_set(tmp_path):
     def docs(name):
-        section = Data.Section(dir=tmp_path / name, tokenizer=Tokenizer.BYTE, val_fraction=0.1)
+        section = text_section(tmp_path / name, Tokenizer.BYTE, 0.1)
         return Docs(Docs.Config(), section)
 
     whole, torn = docs("whole"), docs("torn")

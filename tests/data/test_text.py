@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablab.data import Data, DataError, Tokenizer
+from ablab.data import DataError, Tokenizer
 from ablab.data.text import Text
+from tests.section import text as text_section
 
 
 def member(tmp_path, path, share=0.1):
-    section = Data.Section(dir=tmp_path / "out", tokenizer=Tokenizer.BYTE, val_fraction=share)
+    section = text_section(tmp_path / "out", Tokenizer.BYTE, share)
     return Text(Text.Config(path=path), section)
 
 
