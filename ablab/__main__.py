@@ -368,7 +368,7 @@ def _(v: Vars) -> int:
     (data,) = config.create("DATA", planned(v).trials[0].values)
     folder = data.prepare()
     facts = data.manifest()
-    splits = ", ".join(f"{name} {split['tokens']:,} tokens" for name, split in facts["splits"].items())
+    splits = ", ".join(f"{name} {split[data.unit]:,} {data.unit}" for name, split in facts["splits"].items())
     return show(v, f"{facts['name']}: {splits}, sha256 {facts['sha256'][:12]}, {shown(folder)}", facts)
 
 

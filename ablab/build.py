@@ -42,9 +42,9 @@ class Built:
     params: int
     trainable: int
     length: int
-    """Tokens of a training sequence."""
+    """Targets of a training sample: tokens of a sequence, 1 for an image."""
     n_vocab: int
-    """Token ids that exist."""
+    """Classes that exist: token ids for text."""
     fingerprint: str
     flops_per_token: int
 
@@ -95,7 +95,8 @@ def settle_system(cfg: RunConfig) -> torch.device:
     if device.type == "cuda":
         _settle_cuda(cfg)
     half = [torch.bfloat16] if cfg.sys.amp is Amp.BF16 else []
-    kernel.settle(device, cfg.sys.attend_chunk, [torch.float32, *half])
+    if cfg.attention:
+        kernel.settle(device, cfg.sys.attend_chunk, [torch.float32, *half])
     return device
 
 
@@ -124,8 +125,10 @@ def precision(cfg: RunConfig, device: torch.device) -> AbstractContextManager:
 def build(cfg: RunConfig, device: torch.device, n_vocab: int | None = None) -> Built:
     """Model and optimizer of a trial on a device, initialised from TRAIN_SEED.
 
-    `n_vocab` is the tokenizer's size.  Raises ValueError when the configuration fits no model.
+    `n_vocab` classes exist, None: as many as the data set has.  Raises ValueError when the configuration fits no
+    model.
     """
+    n_vocab = n_vocab or cfg.data.classes
     network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, n_vocab)
     fingerprint = model.fingerprint(network)
     network.to(device)
@@ -134,17 +137,16 @@ def build(cfg: RunConfig, device: torch.device, n_vocab: int | None = None) -> B
     params = list(network.parameters())
     trainable = sum(p.numel() for p in params if p.requires_grad)
     assert sum(counts.values()) == trainable, f"groups hold {counts}, the model {trainable}"
-    c = cfg.model.config
     return Built(
         model=network,
         optimizer=cfg.optim.build(groups),
         groups=counts,
         params=sum(p.numel() for p in params),
         trainable=trainable,
-        length=c.block,
-        n_vocab=n_vocab or c.vocab,
+        length=cfg.model.length,
+        n_vocab=n_vocab,
         fingerprint=fingerprint,
-        flops_per_token=network.flops_per_token(c.block),
+        flops_per_token=network.flops_per_token(cfg.data.extent(cfg.model.length)),
     )
 
 

@@ -23,7 +23,7 @@ from ablab.data import DataError
 from ablab.forecast import Gpu
 from ablab.model._flow import FlowError
 from ablab.plugin import EffectError
-from ablab.rig import BLOCK, MICRO, CheckError, Rig, alone_and_together, need, shrunk
+from ablab.rig import BLOCK, MICRO, CheckError, Rig, alone_and_together, shrunk
 from ablab.rundir import write_bytes
 
 RANKS = 2
@@ -104,9 +104,9 @@ def main(folder: str) -> int:
         failures += _unbound(cases)
     if plan["mode"] == "check":
         gpu = gpu or _here(cases)
-        spread(cases, sets, gpu)
+        spread(cases, gpu)
         if plan.get("random"):
-            chosen(cases, sets)
+            chosen(cases)
         else:
             twins(cases)
         if plan.get("ddp"):
@@ -201,12 +201,13 @@ def _data(cases: list[Case], uncovered: list[str] | None) -> tuple[dict[str, dic
         try:
             if cfg.data.offline:
                 cfg.data.prepare()
-            manifest = cfg.data.manifest() | {"path": str(cfg.data.folder / "manifest.json")}
+            manifest = cfg.data.manifest() | {"path": str(cfg.data.folder / "manifest.json"), "unit": cfg.data.unit}
             sets[_data_key(case)] = manifest
             _read(cfg, manifest)
-            tokens = " ".join(f"{name} {s['tokens']}" for name, s in manifest["splits"].items())
+            unit = cfg.data.unit
+            sizes = " ".join(f"{name} {s[unit]}" for name, s in manifest["splits"].items())
             took = time.perf_counter() - start
-            print(f"data {manifest['name']} {manifest['sha256'][:12]}: {tokens} tokens, {took:.2f} s")
+            print(f"data {manifest['name']} {manifest['sha256'][:12]}: {sizes} {unit}, {took:.2f} s")
         except DataError as error:
             if uncovered is None or cfg.data.offline or (cfg.data.folder / "manifest.json").exists():
                 failures.append(f"{case.ids[0]}: failed in stage data: {error}")
@@ -218,25 +219,21 @@ def _data(cases: list[Case], uncovered: list[str] | None) -> tuple[dict[str, dic
 
 
 def _read(cfg: RunConfig, manifest: Mapping[str, Any]) -> None:
-    length, vocab = cfg.model.config.block, manifest["tokenizer"]["vocab"]
+    length = cfg.model.length
     for split in manifest["splits"]:
-        batch = next(cfg.data.batches(split, cfg.train.seed, 0, MICRO, length))
-        need(batch.x.shape == batch.y.shape == (MICRO, length), f"{split}: batch of shape {list(batch.x.shape)}")
-        need(torch.equal(batch.x[:, 1:], batch.y[:, :-1]), f"{split}: y is not x shifted by one token")
-        top = int(max(batch.x.max(), batch.y.max()))
-        need(int(batch.x.min()) >= 0 and top < vocab, f"{split}: token {top}, the tokenizer has {vocab}")
-    cfg.data.evaluation(cfg.eval.tokens, length)
+        cfg.data.inspect(split, next(cfg.data.batches(split, cfg.train.seed, 0, MICRO, length)), MICRO, length)
+    cfg.data.evaluation(cfg.eval.tokens or 0, length)
 
 
 # one case
 
 
-def run(case: Case, data: Mapping[str, Any] | None) -> None:
-    """All stages of a case, up to the first that fails; `data` is the manifest of its set."""
+def run(case: Case) -> None:
+    """All stages of a case, up to the first that fails."""
     start = time.perf_counter()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="ablab-", dir=MEMORY) as folder:
-        rig = Rig(case.values, case.where, data["tokenizer"]["vocab"] if data else None, Path(folder))
+        rig = Rig(case.values, case.where, Path(folder))
         for name, stage in rig.stages().items():
             try:
                 stage()
@@ -248,12 +245,12 @@ def run(case: Case, data: Mapping[str, Any] | None) -> None:
     case.seconds = time.perf_counter() - start
 
 
-def memory(case: Case, gpu: Gpu, data: Mapping[str, Any] | None) -> None:
+def memory(case: Case, gpu: Gpu) -> None:
     """What the full-size model needs at its micro batch, beside what the GPU has."""
     try:
-        cfg, vocab = config.load(case.values, case.where), data["tokenizer"]["vocab"] if data else None
-        found = forecast.memory(cfg, vocab)
-        case.fits = forecast.verdict(cfg, vocab, found, gpu)
+        cfg = config.load(case.values, case.where)
+        found = forecast.memory(cfg, None)
+        case.fits = forecast.verdict(cfg, None, found, gpu)
         case.memory = {"gib": found.mem_gib, "bytes": found.items, "fits": case.fits}
     except Exception as error:  # tensors without memory meet operators that a member alone uses
         case.fail("memory", error)
@@ -262,15 +259,14 @@ def memory(case: Case, gpu: Gpu, data: Mapping[str, Any] | None) -> None:
 # all cases
 
 
-def spread(cases: list[Case], sets: Mapping[str, Mapping[str, Any]], gpu: Gpu | None = None) -> None:
+def spread(cases: list[Case], gpu: Gpu | None = None) -> None:
     """Try every case, in one forked process for each core, WORKERS at most; a case knows nothing of the others, so
     the outcome is that of one process.  NOTE fork only while this process has one thread."""
 
     def work(case: Case) -> None:
-        data = sets.get(_data_key(case))
-        run(case, data)
+        run(case)
         if gpu and not case.stage:
-            memory(case, gpu, data)
+            memory(case, gpu)
 
     count = min(WORKERS, len(machine.cores()), len(cases))
     if count < 2:
@@ -304,7 +300,7 @@ def spread(cases: list[Case], sets: Mapping[str, Mapping[str, Any]], gpu: Gpu | 
                 case.stage, case.reason = "process", "it died here; make check with STEP= of this one alone shows more"
             left += gone[1:]
     if left:
-        spread(left, sets, gpu)
+        spread(left, gpu)
 
 
 def twins(cases: list[Case]) -> None:
@@ -318,17 +314,17 @@ def twins(cases: list[Case]) -> None:
             case.stage, case.reason = "fingerprint", f"same model as {twin.ids[0]} though {odd} differ"
 
 
-def chosen(cases: list[Case], sets: Mapping[str, Mapping[str, Any]]) -> None:
+def chosen(cases: list[Case]) -> None:
     """Of configurations that chance made: one that is refused in words is no failure, others are shrunk."""
     for case in (c for c in cases if c.stage):
         if case.refused:
             case.notes.append(f"refused: {case.reason}")
             case.stage, case.reason, case.refused = "", "", False
         else:
-            case.notes.append(f"fails with no more than {' '.join(least(case, sets.get(_data_key(case))))}")
+            case.notes.append(f"fails with no more than {' '.join(least(case))}")
 
 
-def least(case: Case, data: Mapping[str, Any] | None) -> list[str]:
+def least(case: Case) -> list[str]:
     """Lines of `.config` without any of which the case no longer fails in its stage, the data apart."""
     tree = kconf.load()
     settled = kconf.settle(tree, [kconf.lex(Path("case"), case.config, ".config")])
@@ -344,7 +340,7 @@ def least(case: Case, data: Mapping[str, Any] | None) -> list[str]:
             continue
         trial = Case([], "", values.values, values.where)
         if len(fewer) < len(left):
-            run(trial, data)
+            run(trial)
         if trial.stage == case.stage:
             left = fewer
     return [kconf.line_of(r.name, r.text) for r in left] or ["the defaults"]
@@ -463,7 +459,7 @@ def _verdict(mode: str, cases: list[Case], sets: Mapping[str, Mapping[str, Any]]
     first = next(iter(sets.values()), None)
     data = None
     if first:
-        tokens = sum(s["tokens"] for s in first["splits"].values())
+        tokens = sum(s[first["unit"]] for s in first["splits"].values())
         data = {"name": first["name"], "sha256": first["sha256"], "tokens": tokens, "manifest": first["path"]}
     word = "skipped" if mode != "check" else "passed" if ok else "failed"
     digest = hashlib.sha256(text.encode()).hexdigest() if mode == "check" else None

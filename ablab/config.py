@@ -58,10 +58,11 @@ class Train:
     """Seconds of training after which the trial fails; 0 is off."""
     seed: int
     batch_effective: int
-    """Sequences in one optimizer step."""
+    """Samples in one optimizer step."""
     batch_micro: int
-    """Sequences in one forward pass; 0 until the campaign has resolved it."""
+    """Samples in one forward pass; 0 until the campaign has resolved it."""
     log_steps: int
+    """0: rows at evaluations only."""
     ckpt_interval: int
     ckpt_keep: int
     ckpt_best: bool
@@ -82,9 +83,11 @@ class Eval:
     """How a trial is evaluated (EVAL_*)."""
 
     interval: int
-    """Steps between evaluations."""
-    tokens: int
-    """Validation tokens; 0 is the whole split."""
+    """Steps between evaluations; 0 is the end of every epoch."""
+    test_each_epoch: bool | None
+    """Measure on the test split at each evaluation, not at the end alone; None where there is no test split."""
+    tokens: int | None
+    """Validation tokens; 0 is the whole split, as for images."""
     entropy: bool | None
     """Watch the entropy of attention rows; None for a model without them."""
     kvprune: bool | None
@@ -117,7 +120,8 @@ class Sys:
     deterministic: bool
     threads: int
     """CPU threads; 0 until the campaign has resolved it."""
-    attend_chunk: int
+    attend_chunk: int | None
+    """None for a model without attention."""
     warmup_steps: int
     alloc_expandable: bool
 
@@ -175,7 +179,7 @@ def load(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> R
         eval=bind(Eval, "EVAL", values, where),
         sys=bind(Sys, "SYS", values, where),
     )
-    cfg.prune.ramp(total_steps(cfg, cfg.train.batch_effective * cfg.model.config.block, None))  # raises if it misfits
+    cfg.prune.ramp(total_steps(cfg, cfg.train.batch_effective * cfg.model.length, None))  # raises if it misfits
     return cfg
 
 

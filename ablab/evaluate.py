@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Evaluation: the mean loss over a fixed set of validation sequences, the same for every trial."""
+"""Evaluation: means over a fixed set of samples, the same for every trial."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -21,14 +21,17 @@ def evaluate(
     precision: AbstractContextManager,
     poll: Callable[[], bool] = lambda: False,
     cache: Callable[[], Past] | None = None,
+    split: str = "val",
 ) -> dict[str, float] | None:
-    """{val_loss, val_perplexity, val_bpb}: token-weighted means over the whole set, `size` sequences at a time.
+    """Means over the targets of the whole set, `size` samples at a time: {val_loss, val_perplexity, val_bpb} for text,
+    {val_loss, val_accuracy} for a model that counts its hits, in percent.
 
     Dropout is off, random state untouched, and nothing is read from the device until the end.  `poll` is asked
     before each forward pass; when it says True the result is None.  With `cache` every sequence is read token by token
     through an empty one.
     """
     total = torch.zeros((), dtype=torch.float64, device=device)
+    hits: list[Tensor] = []
     training = model.training
     model.eval()
     try:
@@ -40,11 +43,17 @@ def evaluate(
                 with precision:
                     out = model(x, y, **more)
                 total += out.loss.double() * out.n
+                hits += [] if out.hits is None else [out.hits]
     finally:
         model.train(training)
     loss = total.item() / data.tokens
-    bits = loss * data.tokens / (math.log(2) * data.bytes)
-    return {"val_loss": loss, "val_perplexity": perplexity(loss), "val_bpb": bits}
+    found = {f"{split}_loss": loss}
+    if data.bytes:
+        bits = loss * data.tokens / (math.log(2) * data.bytes)
+        found |= {f"{split}_perplexity": perplexity(loss), f"{split}_bpb": bits}
+    if hits:
+        found[f"{split}_accuracy"] = 100 * int(torch.stack(hits).sum()) / data.tokens
+    return found
 
 
 def _reads(x_BT: Tensor, y_BT: Tensor, cache: Callable[[], Past] | None) -> Iterator[tuple[Tensor, Tensor, dict]]:

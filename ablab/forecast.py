@@ -117,6 +117,7 @@ def memory(cfg: RunConfig, n_vocab: int | None, micro: int | None = None) -> For
     tensors without memory; blocks between the first and the last are alike, so two and three tell of any number.
     """
     micro, name = micro or cfg.train.batch_micro, "MODEL_GPT_LAYERS"
+    n_vocab = n_vocab or cfg.data.classes
     with torch.device("meta"):
         network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, n_vocab)
     weights, layers = sum(p.nbytes for p in network.parameters()), cfg.values.get(name, 0)
@@ -132,7 +133,7 @@ def memory(cfg: RunConfig, n_vocab: int | None, micro: int | None = None) -> For
     exact, base = sum(items.values()), BASE_GIB[cfg.sys.device is Device.CUDA]
     low = exact - (1 - COMPILED) * kept if cfg.sys.compile is Switch.ON else exact
     mem = tuple(size * factor / GIB + base for size, factor in zip((low, exact, exact), MEM_BAND, strict=True))
-    return Forecast(items, mem, None, None, network.flops_per_token(cfg.model.config.block))
+    return Forecast(items, mem, None, None, network.flops_per_token(cfg.data.extent(cfg.model.length)))
 
 
 def verdict(cfg: RunConfig, n_vocab: int | None, found: Forecast, gpu: Gpu) -> str:
@@ -150,22 +151,25 @@ def verdict(cfg: RunConfig, n_vocab: int | None, found: Forecast, gpu: Gpu) -> s
     return f"{'does not fit' if low > room else 'may not fit'}: {text}; {advice}"
 
 
-def forecast(cfg: RunConfig, n_vocab: int | None, samples: int | None, rate: float | None) -> Forecast:
+def forecast(
+    cfg: RunConfig, n_vocab: int | None, samples: int | None, rate: float | None, evaluated: int = 0
+) -> Forecast:
     """What a trial will need.  `samples` are those of an epoch, None as long as there is no prepared data; `rate` is
-    `peak`."""
-    t, c = cfg.train, cfg.model.config
+    `peak`; `evaluated` targets are looked at in an evaluation of whole splits."""
+    t, length = cfg.train, cfg.model.length
     found = memory(cfg, n_vocab)
-    tokens = t.batch_effective * c.block
+    tokens = t.batch_effective * length
     steps = total_steps(cfg, tokens, samples)
     if rate is None or (steps is None and not t.time):
         return replace(found, steps=steps)
     if steps is None:
         hours = (t.time or 0) / 3600
         return replace(found, hours=(hours, 1.1 * hours, 1.3 * hours))
-    evaluated = (steps // cfg.eval.interval + 2) * cfg.eval.tokens / 3  # forward is a third
-    trained = steps * tokens + evaluated
-    passes = trained / (t.batch_micro * c.block) + (evaluated / t.batch_micro if cfg.eval.kvprune else 0)
-    calls = passes * (DISPATCH_S * (c.layers + 1))
+    interval = cfg.eval.interval or -(-(samples or steps) // t.batch_effective)
+    looked = (steps // interval + 2) * (cfg.eval.tokens or evaluated) / 3  # forward is a third
+    trained = steps * tokens + looked
+    passes = trained / (t.batch_micro * length) + (looked / t.batch_micro if cfg.eval.kvprune else 0)
+    calls = passes * (DISPATCH_S * (cfg.model.depth + 1))
     hours = tuple((found.flops * trained / rate / share + calls * slow) / 3600 for share, slow in TIME_BAND)
     return replace(found, hours=hours, steps=steps)
 
@@ -190,8 +194,8 @@ def _kept(cfg: RunConfig, n_vocab: int | None, micro: int) -> tuple[int, int]:
     with FakeTensorMode(), hooks, torch.autocast("cpu", torch.bfloat16, half):
         network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, n_vocab)
         own = {p.untyped_storage()._cdata for p in network.parameters()}
-        ids = torch.zeros(micro, cfg.model.config.block, dtype=torch.long)
-        network(ids, ids)
+        batch = cfg.data.noise(micro, cfg.model.length, n_vocab or cfg.data.classes)
+        network(batch.x, batch.y)
     return sum(kept.values()), max(kept.values())
 
 
@@ -200,13 +204,15 @@ def here(cfg: RunConfig, gpu: Gpu | None = None) -> tuple[Forecast, str]:
     GPU is asked for."""
     device = torch.device("cuda" if cfg.sys.device is Device.CUDA and torch.cuda.is_available() else "cpu")
     known = device.type == "cuda" or cfg.sys.device is Device.CPU
+    vocab, length = cfg.data.classes, cfg.model.length
+    splits = ["val", *(["test"] if cfg.eval.test_each_epoch else [])]
     try:
-        vocab = cfg.data.manifest()["tokenizer"]["vocab"]
-        samples = cfg.data.samples("train", cfg.model.config.block)
+        samples = cfg.data.samples("train", length)
+        evaluated = sum(cfg.data.samples(split, length) * length for split in splits)
     except DataError:  # sizes are known without it, and a forecast comes before the download
-        vocab = samples = None
+        samples, evaluated = None, 0
     if known and device.type == "cpu":
         torch.set_num_threads(cfg.sys.threads)
     rate = gpu[0 if cfg.sys.amp is Amp.BF16 else 1] * 1e12 if gpu else peak(cfg, device) if known else None
-    found, there = forecast(cfg, vocab, samples, rate), gpu or (present() if device.type == "cuda" else None)
+    found, there = forecast(cfg, vocab, samples, rate, evaluated), gpu or (present() if device.type == "cuda" else None)
     return found, verdict(cfg, vocab, found, there) if there else ""

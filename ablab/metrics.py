@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from functools import cache
 
 AXES = ("step", "tokens", "train_s", "wall_s", "flops")
-"""Columns of every row, the x axes: optimizer steps done, tokens of all ranks, seconds of training, seconds
-of the trial over all attempts, FLOPs of the model."""
+"""Columns of every row, the x axes: optimizer steps done, tokens of all ranks (images where those are trained on),
+seconds of training, seconds of the trial over all attempts, FLOPs of the model."""
 AGGREGATIONS = {
     "w": "token-weighted mean over the window",
     "l": "last value",
@@ -34,6 +34,10 @@ sparsity/target | 0..1 | - | l | what the pruning schedule asks for
 sparsity/mask | 0..1 | - | l | zeros in the masks
 sparsity/total | 0..1 | - | l | zeros in all weights
 sparsity/<layer> | 0..1 | - | l | zeros in one prunable weight
+train_accuracy | % | ^ | w | training images that were classified right, before the step
+val_accuracy | % | ^ | w | validation images that are classified right
+test_loss | nats | v | w | cross entropy on the test split; a monitor, nothing is chosen by it
+test_accuracy | % | ^ | w | test images that are classified right; a monitor, nothing is chosen by it
 tokens_seen | tokens | - | l | training tokens consumed, all ranks
 total_training_flops | FLOP | - | l | FLOPs of the model over the whole trial
 total_training_time | s | - | l | seconds of training over the whole trial
@@ -51,8 +55,12 @@ memory/host_rss_gib | GiB | v | m | resident memory of the process, peak since t
 memory/num_ooms | count | v | s | allocations that failed
 memory/{weights,grads,optimizer,masks}_gib | GiB | v | l | tensors of one kind, walked after step 2
 final/val_loss | nats/token | v | l | val_loss at the end of the budget
-final/best_val_loss | nats/token | v | l | lowest val_loss, with pruning that of the last sparsity
+final/best_val_loss | nats/token | v | l | val_loss of the best evaluation, with pruning of the last sparsity
 final/best_val_perplexity | 1 | v | l | exp of final/best_val_loss
+final/best_val_accuracy | % | ^ | l | highest val_accuracy, with pruning that of the last sparsity
+final/test_accuracy | % | ^ | l | test_accuracy at the end of the budget
+final/best_test_accuracy | % | ^ | l | test_accuracy where val_accuracy was highest
+final/epoch_s | s | v | l | mean seconds of one pass over the training split
 sched/lam | 0..1 | - | l | strength of the couplings
 effect/<contract> | 0/1 | ^ | l | 1 if a contract of a member holds
 model/<gauge> | 1 | - | l | gauge of a model

@@ -20,6 +20,7 @@ from ablab.machine import Machine
 from ablab.study import Axis, Step, Study, StudyError, same
 
 MOST_MICRO = 16  # sequences of an auto micro batch: more gains nothing on a CPU and fits few GPUs
+MOST_IMAGES = 128  # the same for images
 MOST_POINTS = 100_000
 LEAST_EVALS = 5
 SEED = "TRAIN_SEED"
@@ -416,13 +417,14 @@ class _Expander:
         jobs = self.settings.jobs or (devices if gpu else 0) or 1
         kind, have = "a GPU" if gpu else "a CPU", f"{devices or 'no'} GPU"
         batch = math.gcd(*(v["TRAIN_BATCH_EFFECTIVE"] for v in values if v["TRAIN_BATCH_MICRO"] == 0))
-        micro = max(d for d in range(1, MOST_MICRO + 1) if batch % d == 0)
+        most = MOST_MICRO if asked["MODEL_GPT"] else MOST_IMAGES
+        micro = max(d for d in range(1, most + 1) if batch % d == 0)
         rows: list[tuple[str, bool | int, str, str, str]] = [
             ("SYS_DEVICE_AUTO", True, "SYS_DEVICE_CUDA" if gpu else "SYS_DEVICE_CPU", "y", have),
             ("SYS_COMPILE_AUTO", True, "SYS_COMPILE_ON" if gpu else "SYS_COMPILE_OFF", "y", kind),
             ("SYS_AMP_AUTO", True, "SYS_AMP_BF16" if gpu else "SYS_AMP_OFF", "y", kind),
             ("SYS_THREADS", 0, "SYS_THREADS", str(max(1, cores // jobs)), f"{cores} cores, {jobs} at once"),
-            ("TRAIN_BATCH_MICRO", 0, "TRAIN_BATCH_MICRO", str(micro), f"divides {batch}, <= {MOST_MICRO}"),
+            ("TRAIN_BATCH_MICRO", 0, "TRAIN_BATCH_MICRO", str(micro), f"divides {batch}, <= {most}"),
         ]
         used = (row for row in rows if any(v[row[0]] == row[1] for v in values))
         return [(symbol, auto, Request(name, text, why)) for symbol, auto, name, text, why in used]
@@ -579,7 +581,7 @@ def _flaws(v: Mapping[str, Any]) -> Iterator[str]:
         yield f"{text}; choose a divisor, or 0 for auto"
     if (steps := _steps(v)) is None:
         return
-    budget, evals = f"CONFIG_TRAIN_{_budget_kind(v).upper()}", -(-steps // interval)
+    budget, evals = f"CONFIG_TRAIN_{_budget_kind(v).upper()}", -(-steps // interval) if interval else None
     if v["SCHED_WARMUP"] >= steps:
         text = f"CONFIG_SCHED_WARMUP={v['SCHED_WARMUP']}: the budget ends inside the warm-up, after {steps} steps"
         yield f"{text}; lower it or raise {budget}"
@@ -588,7 +590,7 @@ def _flaws(v: Mapping[str, Any]) -> Iterator[str]:
         name = "START" if begin == v["SCHED_COUPLING_START"] else "WINDOW"
         text = f"CONFIG_SCHED_COUPLING_{name}={begin}: the budget ends before any coupling starts, after {steps} steps"
         yield f"{text}; lower it or raise {budget}"
-    if evals < LEAST_EVALS:
+    if evals is not None and evals < LEAST_EVALS:
         text = f"CONFIG_EVAL_INTERVAL={interval}: {evals} evaluations in {steps} steps, {LEAST_EVALS} or more"
         yield f"{text} are needed; lower it or raise {budget}"
 
@@ -690,15 +692,20 @@ def listing(plan: Plan, forecast: Iterable[str] = ()) -> str:
 def _batch(values: Mapping[str, Any]) -> str:
     batch, micro = values["TRAIN_BATCH_EFFECTIVE"], values["TRAIN_BATCH_MICRO"]
     formula = f"micro {micro} x accumulation {batch // micro} x world 1 = {batch} effective"
-    return f"{formula}, {_step_tokens(values):,} tokens a step"
+    return f"{formula}, {_step_tokens(values):,} {_unit(values)} a step"
+
+
+def _unit(values: Mapping[str, Any]) -> str:
+    return "tokens" if values["MODEL_GPT"] else "images"
 
 
 def _budget(values: Mapping[str, Any]) -> str:
     kind, steps = _budget_kind(values), _steps(values)
     limit = f"{values[f'TRAIN_{kind.upper()}']:,} {'seconds' if kind == 'time' else kind}"
     size = f" = {steps:,} steps" if steps and kind != "steps" else ""
-    size += f" = {steps * _step_tokens(values):,} tokens" if steps and kind != "tokens" else ""
-    return f"{limit}{size}, an evaluation every {values['EVAL_INTERVAL']:,} steps"
+    size += f" = {steps * _step_tokens(values):,} {_unit(values)}" if steps and kind != "tokens" else ""
+    interval = values["EVAL_INTERVAL"]
+    return f"{limit}{size}, an evaluation every {f'{interval:,} steps' if interval else 'epoch'}"
 
 
 def _widths(values: Mapping[str, Any]) -> Iterator[str]:

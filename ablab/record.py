@@ -39,7 +39,10 @@ DRIFT = (
 )
 """Parts of a manifest that a resumed attempt must find unchanged."""
 GIB = 1 << 30
-FINAL = ("train_loss", "train_perplexity", "val_loss", "val_perplexity", "val_bpb", "learning_rate", "grad_norm")
+FINAL = ("train_loss", "train_perplexity", "train_accuracy", "val_loss", "val_perplexity", "val_bpb", "val_accuracy")
+FINAL += ("test_loss", "test_accuracy", "learning_rate", "grad_norm")
+BEST = ("val_loss", "val_accuracy", "test_accuracy")
+"""What is reported of the best evaluation."""
 
 
 def begin(loop: Any, data: Mapping[str, Any], place: Checkpoint | None) -> None:
@@ -70,8 +73,8 @@ def begin(loop: Any, data: Mapping[str, Any], place: Checkpoint | None) -> None:
         *(f"  {line}" for line in a.settled.minimal().splitlines()),
         f"device   {' '.join(names)}; {', '.join(f'{k} {v}' for k, v in r.items() if v is not None)}",
         f"versions torch {torch.__version__}, python {what['software']['python']}",
-        f"batch    {b['micro']} micro x {b['accum']} accumulation x {b['world']} = {b['effective']} sequences"
-        f" x {b['seq_len']} tokens = {b['tokens_per_step']} tokens a step",
+        f"batch    {b['micro']} micro x {b['accum']} accumulation x {b['world']} = {b['effective']} samples"
+        f" x {b['seq_len']} = {b['tokens_per_step']} {loop.cfg.data.unit} a step",
         f"budget   {what['budget']['limit']} {what['budget']['kind']}, {loop.total or '?'} steps",
         f"model    {model.params} parameters, {model.groups}, fingerprint {model.fingerprint[:12]}",
         f"resumes  {place.name}" if place else "starts   at step 0",
@@ -105,9 +108,9 @@ def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
             "tf32": torch.backends.cuda.matmul.allow_tf32 if gpu else None,
             "cudnn_benchmark": torch.backends.cudnn.benchmark if gpu else None,
             "attention_kernel": _attention_kernel(loop),
-            "lse_kernel": kernel.chosen(loop.device),
-            "largest_logits": "stream" if kernel.InForce.stream else "chunked",
-            "attend_chunk": kernel.InForce.chunk,
+            "lse_kernel": kernel.chosen(loop.device) if loop.cfg.attention else None,
+            "largest_logits": ("stream" if kernel.InForce.stream else "chunked") if loop.cfg.attention else None,
+            "attend_chunk": kernel.InForce.chunk if loop.cfg.attention else None,
             "threads": torch.get_num_threads(),
             "workers": 0,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -125,7 +128,7 @@ def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
         "data": {
             "name": data["name"],
             "sha256": data["sha256"],
-            "tokenizer": data["tokenizer"]["sha256"],
+            "tokenizer": data["tokenizer"]["sha256"] if "tokenizer" in data else None,
             "split": hashlib.sha256(json.dumps(data["splits"], sort_keys=True).encode()).hexdigest(),
             "order_seed": t.seed,
         },
@@ -145,6 +148,8 @@ def _device(d: machine.Device) -> dict[str, Any]:
 
 def _attention_kernel(loop: Any) -> str:
     """What torch picks for causal attention of this head size, dtype and device."""
+    if not loop.cfg.attention:
+        return "none"
     c, dtype = loop.cfg.model.config, torch.bfloat16 if loop.cfg.sys.amp is Amp.BF16 else torch.float32
     q = torch.empty(1, c.heads, loop.built.length, c.embed // c.heads, dtype=dtype, device=loop.device)
     return KERNELS[torch._fused_sdp_choice(q, q, q, is_causal=True)]
@@ -239,7 +244,7 @@ def summary(loop: Any, stop: str) -> dict[str, Any]:
         "stop": stop,
         "primary": {"key": key, "value": value, "direction": metrics.get(key).better or "lower", "step": step},
         "final": {n: v for n, v in loop.latest.items() if n in FINAL and math.isfinite(v)},
-        "best": {"val_loss": {"value": loop.best[0], "step": loop.best[1]}} if loop.best else {},
+        "best": {n: {"value": loop.chosen[n], "step": loop.best[1]} for n in BEST if n in loop.chosen},
         "used": {
             "steps": loop.step,
             "tokens": tokens,
@@ -260,6 +265,18 @@ def summary(loop: Any, stop: str) -> dict[str, Any]:
         "contracts": list(a.contracts.values()),
         "forecast": {**plan, "actual": [peak / GIB, total_s / 3600]} if plan else None,
     }
+
+
+def final(loop: Any) -> dict[str, float]:
+    """What the last row says of the last and of the best evaluation, and of an epoch's time."""
+    found = {"final/val_loss": loop.latest["val_loss"]}
+    found |= {f"final/best_{name}": loop.chosen[name] for name in BEST if name in loop.chosen}
+    if "val_perplexity" in loop.chosen:
+        found["final/best_val_perplexity"] = loop.chosen["val_perplexity"]
+    if "test_accuracy" in loop.found:
+        found["final/test_accuracy"] = loop.found["test_accuracy"]
+    passes = loop.step * loop.work.samples / loop.work.epoch
+    return found | {"final/epoch_s": (loop.clocks.training() + loop.clocks.spent["data"]) / passes}
 
 
 def memory(device: torch.device) -> dict[str, float]:
@@ -303,7 +320,7 @@ def _groups(built: Built) -> tuple[int, int]:
 
 
 def _product(loop: Any) -> tuple[int, int]:
-    return loop.cfg.train.batch_effective * loop.built.length, next(loop.feed())[0].numel() * loop.accum
+    return loop.cfg.train.batch_effective * loop.built.length, next(loop.feed())[1].numel() * loop.accum
 
 
 def _rates(loop: Any) -> tuple[float, Any]:
@@ -315,7 +332,8 @@ def _rates(loop: Any) -> tuple[float, Any]:
 
 def _evaluations(loop: Any) -> tuple[int, int]:
     interval = loop.cfg.eval.interval
-    return loop.step // interval + 1 + (loop.step % interval > 0), loop.evals
+    whole = loop.step // interval if interval else loop.work.epochs(loop.step)
+    return whole + 1 + (not loop.due()), loop.evals
 
 
 FIRST_LOSS = Clause(

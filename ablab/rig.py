@@ -21,6 +21,7 @@ from ablab.schedule._coupling import Strength
 from ablab.tensor.stage import Past, init_
 
 WIDTH, CONTEXT, VOCAB, IDS = 96, 32, 64, 61  # fewer ids than rows: padded columns are tried too
+SIDE = 64  # of images that are enlarged
 MICRO, ACCUM, ITERATIONS = 2, 2, 2
 OVERFIT = 20  # steps on one batch
 STEPS = ITERATIONS + OVERFIT
@@ -33,6 +34,7 @@ FIXED = {
     "MODEL_GPT_EMBED": WIDTH,
     "MODEL_GPT_BLOCK": CONTEXT,
     "MODEL_GPT_VOCAB": VOCAB,
+    "MODEL_RESNET_WIDTH": 8,
     "TRAIN_BATCH_EFFECTIVE": MICRO * ACCUM,
     "TRAIN_BATCH_MICRO": MICRO,
     "TRAIN_STEPS": STEPS,
@@ -70,6 +72,7 @@ def shrunk(values: Mapping[str, Any]) -> dict[str, Any]:
         scales |= {bind.symbol_of(member.symbol, name): scale for name, scale in member.scales.items()}
     small = {n: v for n, v in FIXED.items() if n in values}
     small |= {n: min(v, values[n]) for n, v in MOST.items() if n in values}
+    small |= {n: SIDE for n in ("DATA_AUGMENT_RESIZE",) if values.get(n)}
     heads, now = values.get("MODEL_GPT_HEADS", 1), small.get("MODEL_GPT_HEADS", 1)
     for name, scale in ((n, s) for n, s in scales.items() if values.get(n)):  # 0 is off
         if scale == "keys":
@@ -123,8 +126,8 @@ class Side(NamedTuple):
 class Rig:
     """One shrunk trial; stages build on each other."""
 
-    def __init__(self, values: Mapping[str, Any], where: Mapping[str, str], n_vocab: int | None, folder: Path) -> None:
-        self.values, self.where, self.n_vocab = values, where, n_vocab
+    def __init__(self, values: Mapping[str, Any], where: Mapping[str, str], folder: Path) -> None:
+        self.values, self.where = values, where
         self.saved = Checkpoint(folder / "step", 1, 1)
         self.params: int | None = None
         self.fingerprint = ""
@@ -139,11 +142,13 @@ class Rig:
 
     def stages(self) -> dict[str, Callable[[], None]]:
         names = "bind size build identity train gradients evaluate resume batch causality decode overfit state knobs"
-        return {name: getattr(self, name) for name in [*names.split(), "contracts"]}
+        alone = [] if plugin.selected("ATTN", self.values) else ["causality", "decode"]  # nothing follows an image
+        return {name: getattr(self, name) for name in [*names.split(), "contracts"] if name not in alone}
 
     def bind(self) -> None:
         self.full = config.load(self.values, self.where)
         self.cfg = config.load(shrunk(self.values), self.where)
+        self.classes = min(IDS, self.cfg.data.classes)
         self.iterations = ITERATIONS + self.cfg.schedule.section.ramps  # couplings may rest in the first
         c = self.cfg
         members = [c.model, *c.attention, *c.mlp, c.optim, c.schedule]
@@ -155,11 +160,11 @@ class Rig:
         """Full size, without memory."""
         with torch.device("meta"):
             c = self.full
-            network = c.model.build(c.attention, c.mlp, c.train.seed, self.n_vocab)
+            network = c.model.build(c.attention, c.mlp, c.train.seed, c.data.classes)
         self.params = sum(p.numel() for p in network.parameters())
 
     def build(self) -> None:
-        self.built = build.build(self.cfg, torch.device("cpu"), IDS)
+        self.built = build.build(self.cfg, torch.device("cpu"), self.classes)
         self.fingerprint = self.built.fingerprint
         self.side = self._side(self.built.model, self.built.optimizer)
         self.held = _held(self.built.model)
@@ -201,10 +206,11 @@ class Rig:
         """Eval mode gives the same twice, leaves random state and buffers alone, and never predicts what does not
         exist."""
         model, before = self.built.model, torch.get_rng_state()
+        batch = self._ids(5), self._batch(6)[1]
         buffers = {n: b.clone() for n, b in model.named_buffers()}
         model.eval()
         with torch.no_grad():
-            losses = [float(model(self._ids(5), self._ids(6)).loss) for _ in range(2)]
+            losses = [float(model(*batch).loss) for _ in range(2)]
             logits = model(self._ids(5)).logits
         model.train()
         need(losses[0] == losses[1], f"two evaluations of one batch: {losses}")
@@ -218,20 +224,19 @@ class Rig:
     def resume(self) -> None:
         """The second iteration, from the checkpoint after the first in a model of another seed, gives the same bits."""
         c = self.cfg
-        network = c.model.build(c.attention, c.mlp, c.train.seed + 1, IDS)
+        network = c.model.build(c.attention, c.mlp, c.train.seed + 1, self.classes)
         self.other = self._side(network, c.optim.build(build.grouped(c, network)))
         self.other.load(self.saved)
         for number in range(1, self.iterations):
             self._iterate(self.other, number)
-        pairs = zip(self.built.model.named_parameters(), network.parameters(), strict=True)
-        odd = {name for (name, a), b in pairs if not torch.equal(a, b)}
+        mine, other = ({**dict(n.named_parameters()), **dict(n.named_buffers())} for n in (self.built.model, network))
+        odd = {name for name, a in mine.items() if not torch.equal(a, other[name])}
         need(not odd, f"differ after save, load and one step: {_some(odd)}")
 
     def overfit(self) -> None:
         """Steps on one batch at the trial's rate and the shape of its schedule: finite, falling, the rate applied."""
         (model, optimizer, *_), c = self.other, self.cfg
-        x_BT = self._ids(13, 1, CONTEXT // 2 + 1)
-        batch = x_BT[:, :-1], x_BT[:, 1:]
+        batch = self._batch(13, c.model.length // 2) if c.attention else self._batch(13)
         dense = _zeros(model)
         losses, times, paces = [self._loss(model, batch)], [], []
         for number in range(1, OVERFIT + 1):
@@ -268,10 +273,15 @@ class Rig:
             for name, p in _probe(model).items():  # from here on at a point where no gate is at rest
                 model.get_parameter(name).copy_(p)
         before = self._logits(model, self._ids(5))
+        x, y = self._batch(7, self.cfg.model.length // 2 or 1, 3)
+        buffers = {n: b.clone() for n, b in model.named_buffers()}
         with torch.no_grad():
-            out = model(self._ids(7, 3, CONTEXT // 2), self._ids(8, 3, CONTEXT // 2))
-        need(bool(out.loss.isfinite()), f"batch of 3 x {CONTEXT // 2}: loss is {float(out.loss)}")
-        need(out.n == 3 * CONTEXT // 2, f"batch of 3 x {CONTEXT // 2}: {out.n} targets")
+            out = model(x, y)
+            for name, b in model.named_buffers():  # running statistics, which are meant to move
+                b.copy_(buffers[name])
+        shape = " x ".join(map(str, y.shape))
+        need(bool(out.loss.isfinite()), f"batch of {shape}: loss is {float(out.loss)}")
+        need(out.n == y.numel(), f"batch of {shape}: {out.n} targets")
         need(torch.equal(before, self._logits(model, self._ids(5))), "a forward depends on the one before it")
         rows = torch.cat([self._logits(model, row) for row in self._ids(5).split(1)])
         found = self._gap(before, rows)
@@ -332,10 +342,15 @@ class Rig:
         """The model without some members."""
         c = self.cfg
         kept = [[m for m in family if m not in without] for family in (c.attention, c.mlp)]
-        return c.model.build(*kept, c.train.seed, IDS)
+        return c.model.build(*kept, c.train.seed, self.classes)
 
-    def _ids(self, seed: int, size: int = MICRO, length: int = CONTEXT) -> Tensor:
-        return torch.randint(IDS, (size, length), generator=torch.Generator().manual_seed(seed))
+    def _batch(self, seed: int, length: int = 0, size: int = MICRO) -> tuple[Tensor, Tensor]:
+        stream, data = torch.Generator().manual_seed(seed), self.cfg.data
+        batch = data.noise(size, length or self.cfg.model.length, self.classes, stream)
+        return batch.x, batch.y
+
+    def _ids(self, seed: int, size: int = MICRO, length: int = 0) -> Tensor:
+        return self._batch(seed, length, size)[0]
 
     def _side(self, model: nn.Module, optimizer: Any) -> Side:
         pruner = self.cfg.prune.build(model, optimizer, STEPS, self.cfg.train.seed)
@@ -346,8 +361,7 @@ class Rig:
         model = side.model
         losses = []
         for micro in range(ACCUM):
-            x_BT = self._ids(100 * number + micro, length=CONTEXT + 1)
-            loss = model(x_BT[:, :-1], x_BT[:, 1:]).loss
+            loss = model(*self._batch(100 * number + micro)).loss
             (loss / ACCUM).backward()  # a gradient argument would import sympy, 0.2 s
             losses.append(loss.detach())
         named = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
@@ -401,14 +415,19 @@ def alone_and_together(values: Mapping[str, Any], where: Mapping[str, str], worl
     ranks at all.
     """
     cfg = config.load({**shrunk(values), "MODEL_GPT_DROPOUT": 0.0}, where)
-    x_BT = torch.randint(IDS, (world.size * ACCUM, CONTEXT + 1), generator=torch.Generator().manual_seed(1))
+    classes, each = min(IDS, cfg.data.classes), 1 if cfg.attention else MICRO
+    stream = torch.Generator().manual_seed(1)
+    batch = cfg.data.noise(world.size * ACCUM * each, cfg.model.length, classes, stream)
+    x = batch.x.double() if batch.x.is_floating_point() else batch.x
+    rows = [*zip(x.split(each), batch.y.split(each), strict=True)]
     found = []
-    for rows, group in (((x_BT,), World()), (x_BT.split(1)[world.rank :: world.size], world)):
+    # statistics of a batch are those of a micro batch, so one process takes the same ones where there are any
+    for mine, group in ((((x, batch.y),) if cfg.attention else rows, World()), (rows[world.rank :: world.size], world)):
         torch.manual_seed(world.rank)  # a draw must not decide what all ranks hold in common
-        network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, IDS).double()
+        network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, classes).double()
         optimizer = cfg.optim.build(build.grouped(cfg, network))
         pruner = cfg.prune.build(network, optimizer, STEPS, cfg.train.seed)
-        losses = [network(row[:, :-1], row[:, 1:]).loss for row in rows]
+        losses = [network(*row).loss for row in mine]
         loss = sum(losses) / len(losses)
         loss.backward()
         loss = loss.detach()
@@ -423,7 +442,9 @@ def alone_and_together(values: Mapping[str, Any], where: Mapping[str, str], worl
         pruner.update(1, 1 / STEPS)
         state = {f"{n} {k}": t for n, p in network.named_parameters() for k, t in optimizer.state[p].items()}
         kept = {f"gradient of {n}": g for n, g in grads.items()} | state
-        found.append(kept | dict(network.named_parameters()) | dict(network.named_buffers()) | pruner.state())
+        apart = network.state_dict().keys()  # running statistics are those of a rank's own batches
+        kept |= {n: b for n, b in network.named_buffers() if n not in apart}
+        found.append(kept | dict(network.named_parameters()) | pruner.state())
     alone, together = found
     odd = {n for n, t in alone.items() if not torch.allclose(t, together[n], rtol=EXACT, atol=EXACT)}
     need(not odd, f"{world.size} processes differ from one at equal effective batch: {_some(odd)}")

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# Size: the loop and what a checkpoint of it holds; apart, one could forget what the other added.
 """Training: the only loop, and `main`, what the process of one attempt runs."""
 
 import gc
@@ -17,7 +18,7 @@ from ablab import build, checkpoint, config, forecast, kconf, record, rundir
 from ablab.attempt import Attempt, CapError, DivergedError, StoppedError
 from ablab.build import Built
 from ablab.config import RunConfig, Switch
-from ablab.evaluate import evaluate, perplexity
+from ablab.evaluate import evaluate
 from ablab.plugin import Clause
 from ablab.record import BUILD, END, FIRST_LOSS
 from ablab.rundir import Rows, RunError
@@ -25,10 +26,25 @@ from ablab.schedule._coupling import Strength
 from ablab.window import Clocks, Window, Work
 
 SAY_S = 30.0  # between lines of the log
-SAID = ("train_loss", "val_loss", "learning_rate", "grad_norm", "train/tok_per_sec", "train/mfu")
-VALIDATION = ("val_loss", "val_perplexity", "val_bpb")
+SAID = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_accuracy", "learning_rate", "grad_norm")
+SAID += ("time/epoch_s", "train/tok_per_sec", "train/mfu")
+MEASURED = ("val_loss", "val_perplexity", "val_bpb", "val_accuracy", "test_loss", "test_accuracy")
+"""What an evaluation may find."""
 PROBES = (0.0, 0.25, 0.5, 0.75)  # progress at which the applied rate is kept; the last step is the fifth
-STATE = ("step", "evals", "stale", "best", "top", "level", "first_loss", "latest", "probes", "applied", "rowed")
+STATE = (
+    "step",
+    "evals",
+    "stale",
+    "best",
+    "chosen",
+    "top",
+    "level",
+    "first_loss",
+    "latest",
+    "probes",
+    "applied",
+    "rowed",
+)
 """Attributes of the loop that a checkpoint holds."""
 
 
@@ -42,7 +58,10 @@ class Loop:
         self.net: torch.nn.Module = built.model
         """What is called: the model, or its compiled form."""
         self.precision = build.precision(cfg, device)
-        self.evaluation = cfg.data.evaluation(cfg.eval.tokens, built.length)
+        self.evaluation = cfg.data.evaluation(cfg.eval.tokens or 0, built.length)
+        has_test = cfg.eval.test_each_epoch is not None
+        self.test = cfg.data.evaluation(0, built.length, "test") if has_test else None
+        """Looked at and reported; nothing else reads what it gives."""
         t = cfg.train
         self.accum = t.batch_effective // t.batch_micro
         self.coupling = Strength(cfg.schedule.section, built.model.lam)
@@ -55,13 +74,17 @@ class Loop:
         self.watched: list[Clause] = []
         """Contracts that every evaluation judges."""
         self.window = Window(self.accum)
-        self.pauses = tuple(n for n in (t.log_steps, cfg.eval.interval, t.ckpt_interval, t.ckpt_every) if n)
+        self.pauses = tuple(n for n in (t.log_steps, t.ckpt_interval, t.ckpt_every) if n)
         """A step that one of these divides is followed by more than the next step."""
         self.step = self.evals = self.stale = 0
         self.best: tuple[float, int] | None = None
-        """Lowest val_loss and its step."""
+        """Lowest score and its step."""
+        self.chosen: dict[str, float] = {}
+        """What was found there."""
+        self.found: dict[str, float] = {}
+        """What the newest evaluation found."""
         self.top: list[list[float]] = []
-        """[val_loss, step] of the best evaluations that have a checkpoint, best first."""
+        """[score, step] of the best evaluations that have a checkpoint, best first."""
         self.level = 0.0
         """Sparsity that the models of `best` and `top` have."""
         self.first_loss: float | None = None
@@ -90,6 +113,7 @@ class Loop:
         clocks.to("other")
         while True:
             pauses = self.attempt.stop or self.used() >= 1.0 or any(self.step % n == 0 for n in self.pauses)
+            pauses = pauses or self.due()
             if pauses and self.window.raw:
                 self.drain()
             done = self.used() >= 1.0
@@ -106,7 +130,7 @@ class Loop:
                 raise CapError(f"TRAIN_CAP_TIME={t.cap_time}: reached at step {self.step}, {self.used():.0%} done")
             # save first: whatever follows may fail
             new = self.rowed < self.step  # False where an earlier attempt got further than its checkpoint
-            evaluates = new and (done or self.step % self.cfg.eval.interval == 0)
+            evaluates = new and (done or self.due())
             if self.step and (done or self._saves(evaluates)):
                 self.save()
             # evaluate
@@ -114,7 +138,7 @@ class Loop:
                 continue  # told to stop
             early = 0 < t.stop_patience <= self.stale and not self.pruner.ramping
             # log
-            if new and (evaluates or (self.step and self.step % t.log_steps == 0)):
+            if new and (evaluates or (t.log_steps and self.step and self.step % t.log_steps == 0)):
                 self.row(evaluates, done or early)
             # end
             if early:
@@ -132,21 +156,24 @@ class Loop:
         start, before = self.mark(), clocks.spent["fwd_bwd"]
         number, progress = self.step + 1, self.used(self.step + 1)
         self.set_rate(self.cfg.optim.section.lr * self.cfg.schedule.scale(number, progress))
-        undo = checkpoint.random_state() if self.accum > 1 else None
+        undo = (checkpoint.random_state(), self._buffers()) if self.accum > 1 else None
         losses: list[Tensor] = []
+        hits: Tensor | None = None
         for _ in range(self.accum):
             if self.attempt.stop and losses:
                 optimizer.zero_grad()
-                checkpoint.set_random_state(*undo)
+                checkpoint.set_random_state(*undo[0])
+                self._buffers(undo[1])
                 self.stream = self.feed()
                 return
             clocks.to("data")
-            x_BT, y_BT = next(self.stream)
+            x, y = next(self.stream)
             clocks.to("fwd_bwd")
             with self.precision:
-                loss = self.net(x_BT, y_BT).loss
-            loss.backward(self.share)
-            losses.append(loss.detach())
+                out = self.net(x, y)
+            out.loss.backward(self.share)
+            losses.append(out.loss.detach())
+            hits = out.hits if hits is None else hits + out.hits
             self.attempt.moved()
         clocks.to("optimizer")
         pruner.observe()
@@ -155,7 +182,7 @@ class Loop:
         optimizer.step()
         optimizer.zero_grad()
         self.coupling.update(number, losses)
-        self.window.add(losses, norm)  # now and then waits for the device, so while a clock of training runs
+        self.window.add(losses, norm, hits)  # now and then waits for the device, so while a clock of training runs
         clocks.to("prune")
         pruner.update(number, progress)
         clocks.to("other")
@@ -194,6 +221,11 @@ class Loop:
             return self.clocks.training() / (self.cfg.train.time or 1)
         return (self.step if step is None else step) / self.total
 
+    def due(self) -> bool:
+        """Whether an evaluation is wanted after the steps that are done."""
+        interval, epochs = self.cfg.eval.interval, self.work.epochs
+        return self.step % interval == 0 if interval else epochs(self.step) > epochs(self.step - 1) or not self.step
+
     def feed(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Micro batches on the device, from the next sample on."""
         t, position = self.cfg.train, self.step * self.work.samples
@@ -205,7 +237,8 @@ class Loop:
                 yield batch.x, batch.y
 
     def evaluate(self) -> bool:
-        """Measure on the validation set; False if told to stop before the end."""
+        """Measure on the validation set, and on the test set where that is wanted; False if told to stop before the
+        end."""
         self.clocks.to("eval")
         before = self.clocks.spent["eval"]
 
@@ -217,6 +250,10 @@ class Loop:
         if self.cfg.eval.kvprune:  # not compiled: the cache grows
             cache, net = partial(build.cache, self.cfg), self.built.model
         found = evaluate(net, self.evaluation, size, self.device, self.precision, poll, cache)
+        last = self.used() >= 1.0 or 0 < self.cfg.train.stop_patience <= self.stale + 1
+        if found and self.test and (self.cfg.eval.test_each_epoch or last):
+            test = evaluate(net, self.test, size, self.device, self.precision, poll, split="test")
+            found = test and found | test
         if found:
             with self.precision:
                 self.gauges = self.built.model.gauges(
@@ -231,21 +268,23 @@ class Loop:
     def judge(self, found: Mapping[str, float]) -> None:
         """Book what an evaluation at this step found.  Raises EffectError."""
         self.latest |= found
+        self.found = dict(found)
         self.evals += 1
-        loss = found["val_loss"]
+        # the lower the better; accuracy where there is one, and the earliest of equals
+        score = -found["val_accuracy"] if "val_accuracy" in found else found["val_loss"]
         if self.step == 0:
-            self.first_loss = loss
+            self.first_loss = found["val_loss"]
             self.attempt.judge([FIRST_LOSS], self, 0)
         elif self.watched:
             self.attempt.judge(self.watched, self, self.step)
         if self.pruner.wanted != self.level:  # what was less sparse is nothing to choose, nor to fall short of
             self.level, self.best, self.top, self.stale = self.pruner.wanted, None, [], 0
-        if self.best is None or loss < self.best[0]:
-            self.best, self.stale = (loss, self.step), 0
+        if self.best is None or score < self.best[0]:
+            self.best, self.stale, self.chosen = (score, self.step), 0, self.found
         else:
             self.stale += 1
-        if self.step and math.isfinite(loss):
-            self.top = sorted([*self.top, [loss, self.step]])[: self.cfg.train.ckpt_top]
+        if self.step and math.isfinite(found["val_loss"]):
+            self.top = sorted([*self.top, [score, self.step]])[: self.cfg.train.ckpt_top]
 
     def row(self, evaluated: bool, last: bool) -> None:
         """Write what happened since the last row.  Raises DivergedError."""
@@ -258,10 +297,9 @@ class Loop:
         if self.window.step < 2 <= self.step:
             m |= record.tensors(self.built, self.pruner.nbytes)
         if evaluated:
-            m |= {name: self.latest[name] for name in VALIDATION} | self.pruner.gauges() | self.gauges
+            m |= self.found | self.pruner.gauges() | self.gauges
         if last and self.best:
-            m |= {"final/val_loss": self.latest["val_loss"], "final/best_val_loss": self.best[0]}
-            m["final/best_val_perplexity"] = perplexity(self.best[0])
+            m |= record.final(self)
             m["total_training_flops"] = self.step * self.work.flops
             m["total_training_time"] = clocks.training()
         axes = {"tokens": self.step * self.work.tokens, "flops": float(self.step * self.work.flops)}
@@ -358,7 +396,7 @@ class Loop:
         for row in [row for row in seen if row["step"] == self.step]:
             m = row["m"]
             if "val_loss" in m:
-                self.judge({name: m[name] for name in VALIDATION})
+                self.judge({name: m[name] for name in MEASURED if name in m})
             self.latest |= m
             # the evaluation came after the checkpoint: its seconds are in the row alone
             spent["eval"] += max(0.0, row["wall_s"] - sum(state["clocks"].values()))
@@ -375,13 +413,13 @@ class Loop:
     def warm_up(self) -> None:
         """Steps on dummy data, refused by the gate: weights, optimizer and random state keep every bit."""
         before, undo = self._sums(), checkpoint.random_state()
-        x_BT = torch.zeros(self.cfg.train.batch_micro, self.built.length, dtype=torch.long, device=self.device)
-        y_BT = x_BT.clone()  # one tensor for both would be compiled as such
+        buffers = self._buffers()  # running statistics move in a forward pass
+        x, y = (torch.zeros_like(part) for part in next(self.feed()))
         optimizer, compiled = self.built.optimizer, self.net is not self.built.model
         for number in range(max(self.cfg.sys.warmup_steps, compiled)):
             self.clocks.to("compile" if compiled and not number else "warmup")
             with self.precision:
-                loss = self.net(x_BT, y_BT).loss
+                loss = self.net(x, y).loss
             loss.backward(self.share)
             optimizer.gate(loss.detach() * math.nan, 1.0, self.step + 1)
             optimizer.step()
@@ -389,15 +427,24 @@ class Loop:
             if compiled and not number:  # evaluation is another graph
                 self.net.eval()
                 with self.precision, torch.no_grad():
-                    self.net(x_BT, y_BT)
+                    self.net(x, y)
                 self.net.train()
             self.attempt.moved()
             if self.attempt.stop:
                 break
         self.graphs = self._graphs()
         checkpoint.set_random_state(*undo)
+        self._buffers(buffers)
         assert self._sums() == before, "the warm-up changed weights or optimizer state"
         self.clocks.to("other")
+
+    @torch.no_grad()
+    def _buffers(self, values: list[Tensor] | None = None) -> list[Tensor]:
+        """Copies of what the model holds beside its parameters; `values` are put there first."""
+        held = list(self.built.model.buffers())
+        for buffer, value in zip(held, values or held, strict=True):
+            buffer.copy_(value)
+        return [buffer.clone() for buffer in held]
 
     def _graphs(self) -> int:
         """Graphs that torch.compile has made."""
@@ -416,7 +463,7 @@ class Loop:
         """Exact checksums of the bits that training changes."""
         state = [t for s in self.built.optimizer.state.values() for t in s.values()]
         tensors = (*self.built.model.parameters(), *self.built.model.buffers(), *state)
-        return [int(t.detach().view(torch.int32).sum(dtype=torch.int64)) for t in tensors]
+        return [int(t.detach().reshape(-1).view(torch.int32).sum(dtype=torch.int64)) for t in tensors]
 
 
 def main(path: str) -> int:
@@ -438,7 +485,7 @@ def _work(a: Attempt) -> None:
         cfg.data.prepare()
     data = cfg.data.manifest()
     a.phase("build")
-    built = build.build(cfg, device, data["tokenizer"]["vocab"])
+    built = build.build(cfg, device)
     loop = Loop(a, cfg, built, device, clocks)
     place = checkpoint.newest(a.trial, a.lease["first"])
     record.begin(loop, data, place)

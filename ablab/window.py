@@ -64,6 +64,10 @@ class Work(NamedTuple):
     clip: float
     """Norm above which gradients are clipped; 0 is off."""
 
+    def epochs(self, step: int) -> int:
+        """Whole passes over the training split in so many steps."""
+        return step * self.samples // self.epoch
+
 
 class Window:
     """The steps since the last row."""
@@ -71,7 +75,11 @@ class Window:
     def __init__(self, accum: int) -> None:
         self.accum = accum
         self.raw: list[Tensor] = []
-        """On the device: the losses of the micro batches of a step, then its gradient norm."""
+        """On the device: the losses of the micro batches of a step, its gradient norm, and what `add` got more."""
+        self.width = accum + 1
+        """Entries of a step in it."""
+        self.hits: list[float] = []
+        """Right answers of each step, where a model counts them."""
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.step, self.epoch = 0, 0
@@ -82,10 +90,11 @@ class Window:
         self.epoch_s = 0.0
         """Seconds of training and data at the last end of an epoch."""
 
-    def add(self, losses: list[Tensor], norm: Tensor) -> None:
-        """One step."""
-        self.raw += losses
-        self.raw.append(norm)
+    def add(self, losses: list[Tensor], norm: Tensor, hits: Tensor | None = None) -> None:
+        """One step; `hits` are the right answers in all its micro batches."""
+        entries = [*losses, norm] if hits is None else [*losses, norm, hits]
+        self.width = len(entries)
+        self.raw += entries
         if len(self.raw) > FOLD:
             self.read()
 
@@ -94,10 +103,10 @@ class Window:
         on_host = not self.raw or self.raw[0].is_cpu  # one by one is faster there; elsewhere each is a sync
         values = [t.item() for t in self.raw] if on_host else torch.stack(self.raw).tolist()
         self.raw.clear()
-        for i in range(0, len(values), self.accum + 1):
-            *losses, norm = values[i : i + self.accum + 1]
-            self.losses.append(math.fsum(losses) / self.accum)
-            self.norms.append(norm)
+        for i in range(0, len(values), self.width):
+            self.losses.append(math.fsum(values[i : i + self.accum]) / self.accum)
+            self.norms.append(values[i + self.accum])
+            self.hits += values[i + self.accum + 1 : i + self.width]
         pairs = enumerate(zip(self.losses, self.norms, strict=True), self.step + 1)
         return next((i for i, pair in pairs if not all(map(math.isfinite, pair))), None)
 
@@ -111,7 +120,11 @@ class Window:
         if not steps or not self.norms:
             return m
         loss, count = math.fsum(self.losses) / len(self.losses), len(self.norms)
-        m |= {"train_loss": loss, "train_perplexity": perplexity(loss)}
+        m["train_loss"] = loss
+        if self.hits:
+            m["train_accuracy"] = 100 * math.fsum(self.hits) / (count * work.tokens)
+        else:
+            m["train_perplexity"] = perplexity(loss)
         m |= {"grad_norm": math.fsum(self.norms) / count, "grad_norm_max": max(self.norms)}
         m["grad_clip_frac"] = sum(n > work.clip for n in self.norms) / count if work.clip else 0.0
         m |= {
@@ -121,7 +134,7 @@ class Window:
         m |= {"train/step_s": train_s / steps, "time/data_pct": 100 * d["data"] / (d["data"] + train_s)}
         if work.peak:
             m["train/mfu"] = steps * work.flops / train_s / work.peak
-        epochs = step * work.samples // work.epoch - self.epoch
+        epochs = work.epochs(step) - self.epoch
         if epochs:
             m["time/epoch_s"] = (clocks.training() + clocks.spent["data"] - self.epoch_s) / epochs
         return m
@@ -130,14 +143,14 @@ class Window:
         """The window that begins here."""
         new = Window(self.accum)
         new.step, new.clocks, new.epoch_s = step, self.upto or dict(clocks.spent), self.epoch_s
-        new.epoch = step * work.samples // work.epoch
+        new.epoch = work.epochs(step)
         if new.epoch > self.epoch:
             new.epoch_s = clocks.training() + clocks.spent["data"]
         return new
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes, after `read`."""
-        names = ("losses", "norms", "step", "epoch", "clocks", "epoch_s")
+        names = ("losses", "norms", "hits", "step", "epoch", "clocks", "epoch_s")
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: Mapping[str, Any]) -> None:

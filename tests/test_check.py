@@ -240,7 +240,7 @@ def case_of(tmp_path, extra="", **more):
 
 def tried(tmp_path, extra="", **more):
     case = case_of(tmp_path, extra, **more)
-    check.run(case, None)
+    check.run(case)
     return case
 
 
@@ -422,15 +422,15 @@ def test_a_step_that_got_slower_is_a_note_and_no_failure(tmp_path, capsys):
 def test_a_process_that_dies_is_a_failure_of_its_case(tmp_path, monkeypatch):
     real = check.run
 
-    def dies(case, data):
+    def dies(case):
         if case.ids[0] == "b-s1":
             os._exit(3)
-        real(case, data)
+        real(case)
 
     monkeypatch.setattr(check, "run", dies)
     monkeypatch.setattr(machine, "cores", lambda: (0, 1))
     cases = [check.Case([f"{n}-s1"], "", *tiny_of(tmp_path)) for n in "abcd"]
-    check.spread(cases, {})
+    check.spread(cases)
     assert [c.stage for c in cases] == ["", "process", "", ""] and cases[3].fingerprint  # after b in its process
 
 
@@ -467,7 +467,7 @@ def test_a_knob_that_changes_nothing_is_named(tmp_path):
     s, cases = tiny.settled(tmp_path), []
     for n in (1, 2):
         cases.append(check.Case([f"r{n}-s1"], "", {**s.values, "ATTN_FAKE_DIM": n}, s.where))
-        check.run(cases[-1], None)
+        check.run(cases[-1])
     check.twins(cases)
     assert [c.stage for c in cases] == ["", "fingerprint"]
     assert cases[1].reason == "same model as r1-s1 though ATTN_FAKE_DIM differ"

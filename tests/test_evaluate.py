@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ablab import config
-from ablab.data import Evaluation
+from ablab.data import Windows
 from ablab.evaluate import evaluate, perplexity
 from ablab.model import Output
 from ablab.tensor.cache import Pruned
@@ -30,7 +30,7 @@ class Fake(nn.Module):
 
 def data(n=5, length=4, bytes_=30):
     ids = np.arange(n * (length + 1), dtype=np.uint16).reshape(n, length + 1)
-    return Evaluation(ids=ids, sha256="0" * 64, tokens=n * length, bytes=bytes_)
+    return Windows(ids=ids, sha256="0" * 64, tokens=n * length, bytes=bytes_)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
@@ -58,7 +58,7 @@ def test_a_stop_ends_it_between_batches():
 @pytest.mark.parametrize(("keep", "recent"), [(7, 3), (40, 5)])
 def test_under_a_pruned_cache_each_token_is_predicted_from_what_is_left(keep, recent):
     net, ids = perturbed(network().double(), 0.2), tokens(5, 41).numpy().astype(np.uint16)
-    data = Evaluation(ids=ids, sha256="0" * 64, tokens=200, bytes=200)
+    data = Windows(ids=ids, sha256="0" * 64, tokens=200, bytes=200)
     x, y = (torch.from_numpy(part.astype(np.int64)) for part in (ids[:, :-1], ids[:, 1:]))
     net.eval()
     with torch.no_grad():

@@ -25,7 +25,7 @@ def test_it_passes_every_stage(pair, more, tmp_path):
     ]
     s = tiny.settled(tmp_path, "".join(f"CONFIG_{line}\n" for line in lines))
     case = check.Case(["x-s1"], "member", s.values, s.where)
-    check.run(case, None)
+    check.run(case)
     assert (case.stage, case.reason) == ("", "")
 
 
@@ -36,7 +36,7 @@ def test_a_field_of_a_base_that_nobody_reads_is_seen(symbol, tmp_path, monkeypat
         monkeypatch.setattr(plugin.find(name), "build", plain)
     s = tiny.settled(tmp_path, f"CONFIG_{symbol}=y\n")
     case = check.Case(["x-s1"], "member", s.values, s.where)
-    check.run(case, None)
+    check.run(case)
     assert case.stage == "knobs" and "CONFIG_OPT_ADAMW_BETA1" in case.reason
 
 
@@ -44,5 +44,5 @@ def test_a_gradient_too_small_to_be_felt_is_no_fault(tmp_path):
     lines = ['OPT_SGD_MOMENTUM="0.0"', "MLP_CROSS=y", "MLP_HEADGATE=y", "ATTN_RECIPROCAL=y", "SCHED_COUPLING_RAMP=y"]
     s = tiny.settled(tmp_path, "".join(f"CONFIG_{line}\n" for line in ["OPT_SGD=y", "MLP_GELU_WIDTH=128", *lines]))
     case = check.Case(["x-s1"], "member", s.values, s.where)
-    check.run(case, None)
+    check.run(case)
     assert (case.stage, case.reason) == ("", "")

@@ -44,9 +44,9 @@ def test_a_failure_is_shrunk_to_what_it_needs(tmp_path, monkeypatch):
     text = 'CONFIG_OPT_DECAY_EMBED=y\nCONFIG_OPT_CLIP_NORM="0.5"\nCONFIG_OPT_WEIGHT_DECAY="0.3"\nCONFIG_SCHED_WSD=y\n'
     s = tiny.settled(tmp_path, text)
     case = check.Case(["x-s1"], "", s.values, s.where, s.config())
-    check.run(case, None)
+    check.run(case)
     assert case.stage == "train"
-    assert set(check.least(case, None)) == {"CONFIG_OPT_DECAY_EMBED=y", 'CONFIG_OPT_CLIP_NORM="0.5"'}
+    assert set(check.least(case)) == {"CONFIG_OPT_DECAY_EMBED=y", 'CONFIG_OPT_CLIP_NORM="0.5"'}
 
 
 def test_what_is_refused_in_words_is_no_failure(tmp_path, capsys):

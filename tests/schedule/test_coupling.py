@@ -367,5 +367,5 @@ def test_the_dry_run_names_a_fault(tmp_path, planted, monkeypatch, part, stage, 
     planted(part)()
     s = tiny.settled(tmp_path, RAMP)
     case = check.Case(["x-s1"], "planted", s.values, s.where)
-    check.run(case, None)
+    check.run(case)
     assert case.stage == stage and reason in case.reason and not case.trace
