@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,8 @@ class _Expander:
             as_written=as_written,
             hash=_sha(json.dumps(content, sort_keys=True)),
         )
+        if self.study.protocol:
+            self._check_protocol(plan)
         if as_written:
             _check_used(points, axes)
             _check_looks(plan, self.study)
@@ -482,10 +484,74 @@ class _Expander:
             found |= dict.fromkeys(new)
         return tuple(found)
 
+    def _check_protocol(self, plan: Plan) -> None:
+        """Raises StudyError unless the arms of every contrast follow one protocol: how they are trained and how fast
+        they are pruned is equal but for the factor.
+
+        The factor is what the contrast itself names (axes whose items differ); else what the arms are made of (model,
+        pruning method, score); else the first part of the protocol that the fragment of a step names.  What follows
+        from a factor by a default is no part of it, nor is what the fragment sets beside it.
+        """
+        arms = {arm_text(t.step, t.axes): t for t in plan.trials}
+        errors: dict[str, None] = {}
+        if not plan.contrasts and plan.as_written:
+            errors["no arms are compared; declare a contrast"] = None
+        for pair in plan.contrasts:
+            left, right = (arms[text] for text in pair)
+            a, b = (_keyed(self.tree, t.values) for t in (left, right))
+            odd = {k for k in a.keys() | b.keys() if a.get(k, ("",))[-1] != b.get(k, ("",))[-1]}
+            unequal = [k for k in a if k in odd and k in b and _PROTOCOL.match(k)]
+            axes = {k for t in (left, right) for k in t.axes if left.axes.get(k) != right.axes.get(k)}
+            moved = {_key(self.tree, k) for k in axes}
+            chains = [self.study.chain(t.step) if t.step in self.steps else () for t in (left, right)]
+            steps = [s for chain in chains for s in chain if not all(s in c for c in chains)]
+            written = [_key(self.tree, r.name) for s in steps for r in self.bodies[s.id].requests]
+            treated = moved & a.keys() or any(not _PROTOCOL.match(k) for k in odd)
+            factor = moved if treated else {next((k for k in written if k in unequal), "")}
+            for k in (k for k in unequal if k not in factor):
+                sides = (self._origin(plan, t, name) for t, (name, _) in ((left, a[k]), (right, b[k])))
+                errors[f"{' - '.join(pair)}: {' against '.join(sides)}"] = None
+        if errors:
+            hint = "; set both alike, or make it the only thing in which they differ"
+            place = f"{self.study.at('protocol')}: error: protocol equal: "
+            raise StudyError(*(f"{place}{text}{hint if ' against ' in text else ''}" for text in errors))
+
+    def _origin(self, plan: Plan, trial: Trial, name: str) -> str:
+        """The line of a trial's configuration that sets a symbol, and where that was asked for."""
+        (line,) = (line for line in trial.config.splitlines() if line.startswith(f"CONFIG_{name}="))
+        return f"{line} ({trial.origins.get(name) or plan.base.where.get(name, 'default')})"
+
 
 def arm_text(step: str | None, axes: Mapping[str, str]) -> str:
     """The arm of a trial as contrasts spell it: `R1`, `OPT=SGD PRUNE=NONE`, `S0 PRUNE_STATE_SCORE=RANDOM`."""
     return " ".join([*([step] if step else []), *(f"{k}={v}" for k, v in axes.items())])
+
+
+_PROTOCOL = re.compile(
+    "(OPT|SCHED|DATA|EVAL|SYS|TRAIN)(_|$)|PRUNE_(SPARSITY|INITIAL|CURVE|WARMUP|RAMP|INTERVAL|TIED|SKIP)"
+)
+_APART = re.compile(f"({'|'.join(kconf.DECORATION)}|TRAIN_(SEED|LOG|CKPT))")
+
+
+def _key(tree: Tree, name: str) -> str:
+    """What a symbol decides: for a member of a choice the choice, for a beta the beta of any optimizer."""
+    if siblings := name in tree.symbols and tree.siblings(name):
+        words = zip(*(s.split("_") for s in siblings), strict=False)
+        return "_".join(w[0] for w in takewhile(lambda w: len({*w}) == 1, words))
+    return re.sub(r"^OPT_[A-Z0-9]+_(BETA[12])$", r"OPT_\1", name)
+
+
+def _keyed(tree: Tree, values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Key -> (symbol, value) of all that a trial was asked for; an optimizer that has a base is that base."""
+    found = {}
+    for name, value in values.items():
+        choice = tree.siblings(name)
+        if tree.symbols[name].prompt and (value is True or not choice) and not _APART.match(name):
+            found[_key(tree, name)] = name, name if choice else value
+    for key, (name, _) in list(found.items()):
+        if base := found.pop(f"{name}_BASE", None):
+            found[key] = base[0], base[0].replace(f"{name}_BASE", key)
+    return found
 
 
 def _fits(arm: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
@@ -676,6 +742,7 @@ def listing(plan: Plan, forecast: Iterable[str] = ()) -> str:
     facts += [("width", line) for line in dict.fromkeys(w for t in trials for w in _widths(t.values))]
     facts += [("skip", f"{arm_text(None, axes)}: {reason}") for axes, reason in plan.skipped]
     facts += [("contrast", f"{left} - {right}") for left, right in plan.contrasts]
+    facts += [("protocol", "equal but for the factor of each contrast")] if s and s.protocol else []
     facts += [("n can show", line) for line in power(plan)] if s or len(trials) > 1 else []
     wide = max(len(t.id) for t in trials)
     lines = [f"{name:<12}{text}" for name, text in facts]
@@ -784,7 +851,7 @@ def record(trial: Trial, forecast: Mapping[str, Any] | None = None) -> dict[str,
 def registration(plan: Plan) -> dict[str, Any]:
     """What the study declares before anything runs; the defaults without one."""
     s = plan.study or _NO_STUDY
-    names = ("question", "margin", "alpha", "sides", "placebo", "looks", "failures", "paired")
+    names = ("question", "margin", "alpha", "sides", "placebo", "looks", "failures", "protocol", "paired")
     return {
         **{n: getattr(s, n) for n in names},
         "metric": {"key": s.metric[0], "mode": s.metric[1]},

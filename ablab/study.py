@@ -38,6 +38,7 @@ _USES = {
     "placebo": (r"([1-9][0-9]?)", "placebo N, in 1..99"),
     "looks": (r"([1-9][0-9]{0,4}(?:\s+[1-9][0-9]{0,4})*)", "looks N [N ..], rising"),
     "failures": (r"(block|worst)", "failures block|worst"),
+    "protocol": (r"(equal)", "protocol equal"),
     "expect": (r"([1-9][0-9]{0,6})", "expect N, the number of trials"),
 }
 _SPLIT = re.compile(rf"\s\s+(?=(?:{'|'.join(_USES)})(?:\s|$))")
@@ -113,6 +114,8 @@ class Study:
     placebo: int = 0
     looks: tuple[int, ...] = ()
     failures: str = "block"
+    protocol: str = ""
+    """`equal` promises that arms of a contrast differ in their factor alone."""
     expect: int | None = None
     seeds: int | None = None
     paired: bool = False
