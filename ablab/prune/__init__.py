@@ -53,8 +53,8 @@ class Pruner:
     This one prunes nothing, and is what the dense trial has.
     """
 
-    def __init__(self, network: nn.Module, tied: bool = False) -> None:
-        self.weights = prunable(network, tied)
+    def __init__(self, network: nn.Module, section: Any = None) -> None:
+        self.weights = prunable(network, section)
         self.size = sum(p.numel() for p in self.weights.values())
 
     def observe(self) -> None:
@@ -129,6 +129,10 @@ class Prune(Plugin, family="PRUNE"):
         scope: Scope | None
         tied: bool | None
         """A head that is an embedding is pruned too."""
+        skip_first: bool | None
+        """The first convolution stays dense."""
+        skip_last: bool | None
+        """The classifier stays dense."""
 
         def __post_init__(self) -> None:
             if self.sparsity is not None and self.initial > self.sparsity:
@@ -172,7 +176,7 @@ class Prune(Plugin, family="PRUNE"):
     def mask_bytes(self, network: nn.Module) -> int:
         """Of masks and scores over a network, which may be on the meta device; without the gaps of the arena."""
         s = self.section
-        size = 0 if s.mask is None else sum(p.numel() for p in prunable(network, bool(s.tied)).values())
+        size = 0 if s.mask is None else sum(p.numel() for p in prunable(network, s).values())
         return (-(-size // 8) if s.mask is Store.BITS else size) + self.score_bytes * size
 
     @abstractmethod
@@ -183,11 +187,18 @@ class Prune(Plugin, family="PRUNE"):
         """
 
 
-def prunable(network: nn.Module, tied: bool) -> dict[str, nn.Parameter]:
-    """Weights of Linear and Conv2d by name, in the order of the model; one that embeds only if `tied`."""
-    kinds = {m.weight: isinstance(m, nn.Embedding) for m in network.modules() if isinstance(m, LAYERS)}
-    ties = {network.get_parameter(name) for name in network.ties.values()} if tied else set()
-    return {n: p for n, p in network.named_parameters() if p.requires_grad and (kinds.get(p) is False or p in ties)}
+def prunable(network: nn.Module, section: Any = None) -> dict[str, nn.Parameter]:
+    """Weights of Linear and Conv2d by name, in the order of the model, but for those that the section leaves out; one
+    that embeds only if the section has it `tied`."""
+    layers = [m for m in network.modules() if isinstance(m, LAYERS)]
+    kinds = {m.weight: isinstance(m, nn.Embedding) for m in layers}
+    ties = {network.get_parameter(name) for name in network.ties.values()} if section and section.tied else set()
+    convolutions = [m.weight for m in layers if isinstance(m, nn.Conv2d)]
+    linear = [m.weight for m in layers if isinstance(m, nn.Linear)]
+    spared = {*(convolutions[:1] if section and section.skip_first else ())}
+    spared |= {*(linear[-1:] if section and section.skip_last else ())}
+    named = ((n, p) for n, p in network.named_parameters() if p.requires_grad and p not in spared)
+    return {n: p for n, p in named if kinds.get(p) is False or p in ties}
 
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)

@@ -31,7 +31,7 @@ class Masked(Pruner):
     """What is zero is never ranked again."""
 
     def __init__(self, network: nn.Module, optimizer: Any, section: Any, ramp: Ramp) -> None:
-        super().__init__(network, section.tied)
+        super().__init__(network, section)
         if section.pattern is Pattern["2OF4"]:
             odd = [n for n, p in self.weights.items() if p[0].numel() % GROUP]
             self.weights = {n: p for n, p in self.weights.items() if n not in odd}

@@ -28,7 +28,9 @@ COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile nee
 
 def section(**changes):
     base = {"alloc": Alloc.GLOBAL, "alloc_cap": None, "pattern": Pattern.FREE, "mask": Store.BOOL}
-    return SimpleNamespace(**{**base, "scope": Scope.FULL, "tied": False, **changes})
+    return SimpleNamespace(
+        **{**base, "scope": Scope.FULL, "tied": False, "skip_first": False, "skip_last": False, **changes}
+    )
 
 
 class Net(nn.Module):
