@@ -34,6 +34,9 @@ NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+SPARSE = ("#bits", "#kept", "#shape")
+"""Parts that stand for a tensor with many zeros: which elements are not +0, their values, its shape."""
 State = dict[str, Any]
 
 
@@ -45,18 +48,20 @@ def save(
     guard: Guard | None = None,
     write: Write = os.write,
     more: Mapping[str, Tensor] = MappingProxyType({}),
+    sparse: bool = False,
 ) -> None:
     """Write all of it beside `place`, then give it the name.
 
     `state` is the loop's, JSON; random state is added here.  `more` are tensors that are no buffers of the model.
-    `guard` is called right before the name changes.  Whatever fails, an OSError for a full disk or what `guard`
+    `sparse`: where that is smaller, bits and values stand for a tensor.  `guard` is called right before the name
+    changes.  Whatever fails, an OSError for a full disk or what `guard`
     raises, leaves no trace.
     """
     temporary = place.begin()
     numbers, tensors = random_state()
     try:
         for path, content in _files(temporary, model, optimizer, more):
-            store(path, content, write)
+            store(path, thinned(content) if sparse else content, write)
         store(temporary.rank(0), tensors, write)
         temporary.write("state", {**state, "random": numbers}, write=write)
         temporary.seal()
@@ -95,7 +100,7 @@ def prove(
     """
     flaw = place.flaw()
     for path, wanted in () if flaw else _files(place, model, optimizer, more):
-        found = load_file(path)
+        found = read(path)
         odd = [n for n in sorted(found.keys() | wanted.keys()) if not _equal(found.get(n), wanted.get(n))]
         flaw = flaw or (f"{path}: {odd[0]} is not what memory holds" if odd else None)
     if flaw:
@@ -163,13 +168,42 @@ def store(path: Path, tensors: Mapping[str, Tensor], write: Write = os.write) ->
                 left = left[write(file.fileno(), left) :]
 
 
+def thinned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, with SPARSE parts for each tensor of real numbers that takes more; -0 and nan are kept as they are."""
+    found = {}
+    for name, t in tensors.items():
+        if t.is_floating_point() and t.numel():
+            flat = t.detach().contiguous().reshape(-1)
+            stays = flat.view(WORDS[t.element_size()]) != 0
+            kept = flat[stays]
+            bits = torch.from_numpy(np.packbits(stays.cpu().numpy(), bitorder="little"))
+            parts = (bits, kept, torch.tensor(t.shape))
+            if sum(p.nbytes for p in parts) < t.nbytes:
+                found |= {f"{name}{part}": p for part, p in zip(SPARSE, parts, strict=True)}
+                continue
+        found[name] = t
+    return found
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, those of SPARSE parts whole again."""
+    found = load_file(path)
+    for name in [n.removesuffix(SPARSE[0]) for n in found if n.endswith(SPARSE[0])]:
+        bits, kept, shape = (found.pop(f"{name}{part}") for part in SPARSE)
+        whole = torch.zeros(shape.tolist(), dtype=kept.dtype)
+        stays = np.unpackbits(bits.numpy(), count=whole.numel(), bitorder="little").astype(bool)
+        whole.view(-1)[torch.from_numpy(stays)] = kept
+        found[name] = whole
+    return found
+
+
 def _bytes(t: Tensor) -> Any:
     return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if t.numel() else b""
 
 
 def _fill(path: Path, wanted: Mapping[str, Tensor], others: bool = False) -> None:
     """Copy a file's tensors into those of the same names; both sides must have the same, or the file `others` too."""
-    found = load_file(path)
+    found = read(path)
     if others:
         found = {name: tensor for name, tensor in found.items() if name in wanted}
     if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.items()}:

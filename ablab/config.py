@@ -68,6 +68,10 @@ class Train:
     ckpt_best: bool
     ckpt_top: int
     ckpt_every: int
+    ckpt_target: bool | None
+    """Keep the checkpoint of the step at which pruning reached its target."""
+    ckpt_sparse: bool | None
+    """Zeros take a bit each."""
     stop_patience: int
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ STATE = (
     "chosen",
     "top",
     "level",
+    "reached",
     "first_loss",
     "latest",
     "probes",
@@ -87,6 +88,8 @@ class Loop:
         """[score, step] of the best evaluations that have a checkpoint, best first."""
         self.level = 0.0
         """Sparsity that the models of `best` and `top` have."""
+        self.reached: int | None = None
+        """Step at which pruning reached its target."""
         self.first_loss: float | None = None
         self.latest: dict[str, float] = {}
         """Newest value of each metric."""
@@ -113,7 +116,7 @@ class Loop:
         clocks.to("other")
         while True:
             pauses = self.attempt.stop or self.used() >= 1.0 or any(self.step % n == 0 for n in self.pauses)
-            pauses = pauses or self.due()
+            pauses = pauses or self.due() or self.step == self.reached
             if pauses and self.window.raw:
                 self.drain()
             done = self.used() >= 1.0
@@ -187,6 +190,8 @@ class Loop:
         pruner.update(number, progress)
         clocks.to("other")
         self._book("fwd_bwd", before)
+        if self.reached is None and pruner.wanted and not pruner.ramping:
+            self.reached = number
         self.step = self.attempt.status["step"] = number
         self.marks.append((start, self.mark()))
         self.applied = (number, progress, optimizer.param_groups[0]["lr"])
@@ -346,6 +351,7 @@ class Loop:
     def _saves(self, evaluates: bool) -> bool:
         t = self.cfg.train
         every = any(n and self.step % n == 0 for n in (t.ckpt_interval, t.ckpt_every))
+        every |= bool(t.ckpt_target) and self.step == self.reached
         return every or (evaluates and (t.ckpt_best or t.ckpt_top > 0))
 
     def save(self) -> None:
@@ -361,7 +367,8 @@ class Loop:
         state |= {"samples": self.step * self.work.samples, "window": self.window.state()}
         state |= {"clocks": dict(self.clocks.spent), "coupling": self.coupling.state()}
         self.rows.sync()  # a checkpoint never knows of rows that a crash can take
-        a.patiently(lambda: checkpoint.save(place, model, optimizer, state, a.guard, more=self.pruner.state()))
+        sparse, more = bool(self.cfg.train.ckpt_sparse), self.pruner.state()
+        a.patiently(lambda: checkpoint.save(place, model, optimizer, state, a.guard, more=more, sparse=sparse))
         if not self.proven:
             a.moved()
             checkpoint.prove(place, model, optimizer, self.pruner.state())
@@ -375,6 +382,7 @@ class Loop:
         t = self.cfg.train
         self.clocks.to("checkpoint")
         chosen = {step for _, step in self.top} | ({self.best[1]} if t.ckpt_best and self.best else set())
+        chosen |= {self.reached} if t.ckpt_target and self.reached else set()
         checkpoint.sweep(self.attempt.trial, self.attempt.lease["first"], t.ckpt_keep, t.ckpt_every, chosen)
         self.clocks.to("other")
 

@@ -119,6 +119,55 @@ def test_every_dtype_is_stored_as_safetensors_reads_it(tmp_path, dtype):
         assert found[name].dtype == dtype and torch.equal(found[name], t), name
 
 
+def pruned(share):
+    """A weight with this share of zeros, among the rest some that are hard: -0, nan, subnormal."""
+    w = torch.randn(64, 96, generator=torch.Generator().manual_seed(1))
+    w.view(-1)[: int(share * w.numel())] = 0.0
+    w.view(-1)[-3:] = torch.tensor([-0.0, torch.nan, 1e-42])
+    return w
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.5, 2.125), (0.9, 0.525)])
+@pytest.mark.parametrize("dtype", checkpoint.WORDS.values(), ids=lambda d: f"{d.itemsize} bytes")
+def test_a_sparse_tensor_takes_bits_and_what_is_kept_and_loses_nothing(tmp_path, share, size, dtype):
+    kind = {torch.int16: torch.bfloat16, torch.int32: torch.float32, torch.int64: torch.float64}[dtype]
+    w = pruned(share).to(kind)
+    thin = checkpoint.thinned({"w": w, "dense": torch.ones(5), "mask": torch.zeros(9, dtype=torch.bool)})
+    assert thin.keys() == {"w#bits", "w#kept", "w#shape", "dense", "mask"}
+    expected = 0.125 + kind.itemsize * (1 - share)
+    assert abs((thin["w#bits"].nbytes + thin["w#kept"].nbytes) / w.numel() - expected) < 1e-3
+    if kind is torch.float32:
+        assert abs(expected - size) < 1e-9
+    checkpoint.store(tmp_path / "x", thin)
+    found = checkpoint.read(tmp_path / "x")
+    assert found.keys() == {"w", "dense", "mask"} and found["w"].dtype == kind
+    assert torch.equal(found["w"].view(dtype), w.view(dtype)) and torch.equal(found["dense"], torch.ones(5))
+
+
+def test_a_sparse_checkpoint_is_proven_and_loaded_bit_for_bit(trial):
+    b, other = trained(trial), built(trial, seed=2)
+    for p in b.model.parameters():
+        where = torch.rand(p.shape) < 0.8
+        for t in (p.data, *(s for k, s in b.optimizer.state[p].items() if s.shape == p.shape)):
+            t[where] = 0.0
+    whole, thin = put(trial, 1, b), put(trial, 2, b, sparse=True)
+    assert thin.model.stat().st_size < 0.35 * whole.model.stat().st_size
+    assert thin.optim.stat().st_size < 0.35 * whole.optim.stat().st_size
+    checkpoint.prove(thin, b.model, b.optimizer)
+    checkpoint.load(thin, other.model, other.optimizer)
+    assert same(b, other)
+    checkpoint.load_model(thin, built(trial, seed=3).model)
+
+
+def test_a_sparse_checkpoint_of_another_model_is_named(trial):
+    place = put(trial, 1, trained(trial), sparse=True)
+    found = checkpoint.thinned({"ln_f.bias": torch.zeros(31)}) | checkpoint.read(place.model)
+    place.model.unlink()
+    checkpoint.store(place.model, {n: t for n, t in found.items() if n != "ln_f.bias"})
+    with pytest.raises(RunError, match=r"ln_f.bias: \[31\] in the file, \[32\] in the model"):
+        checkpoint.load_model(place, built(trial).model)
+
+
 @pytest.mark.parametrize("at", range(1, 7))
 def test_a_full_disk_leaves_no_trace(trial, at):
     left = [at]

@@ -341,8 +341,8 @@ def _results(plan: Plan, options: Options) -> Path:
 
 def _check_disk(results: Path, plan: Plan, checkpoint_bytes: int) -> None:
     """Raises RunError when what the trials keep does not fit."""
-    kept = ("TRAIN_CKPT_KEEP", "TRAIN_CKPT_TOP", "TRAIN_CKPT_BEST")
-    need = sum(sum(t.values[k] for k in kept) * checkpoint_bytes + LOG_BYTES for t in plan.trials)
+    kept = ("TRAIN_CKPT_KEEP", "TRAIN_CKPT_TOP", "TRAIN_CKPT_BEST", "TRAIN_CKPT_TARGET")
+    need = sum(sum(t.values.get(k, 0) for k in kept) * checkpoint_bytes + LOG_BYTES for t in plan.trials)
     free = shutil.disk_usage(results).free
     if free < need:
         text = f"{results}: {need >> 20} MiB needed for {len(plan.trials)} trials, {free >> 20} free"

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from ablab import rundir
+from ablab import checkpoint, rundir
 from ablab.prune._mask import Mask
 from tests import trial as tiny
 from tests.test_resume import disturbed
@@ -50,6 +50,39 @@ def test_a_stop_is_resumed_bitwise_equal(tmp_path, whole, point):
     states = disturbed(trial, [point], signal.SIGTERM)
     assert states[0] in ("preempted", "interrupted") and states[1:] == ["done"]
     assert tiny.outcome(trial) == tiny.outcome(whole)
+
+
+def test_the_checkpoint_of_the_target_stays_and_a_sparse_one_is_the_same(tmp_path, whole):
+    """Ten more steps than the ramp has, and what the ramp ended with is still there."""
+    assert [c.step for c in whole.saved()] == [20, 15]
+    more = "CONFIG_TRAIN_STEPS=40\nCONFIG_TRAIN_CKPT_KEEP=1\n"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    trial, attempt, code = run(tmp_path / "a", PRUNED + more)
+    assert code == 0, attempt.log.read_text()
+    assert [c.step for c in trial.saved()] == [40, 30]
+    w = checkpoint.read(trial.saved()[1].model)["blocks.0.mlp.up.weight"]
+    assert 0.2 < float((w == 0).float().mean()) < 0.8
+    again, attempt, code = run(
+        tmp_path / "b", PRUNED + more + "CONFIG_TRAIN_CKPT_SPARSE=y\nCONFIG_TRAIN_CKPT_TARGET=n\n"
+    )
+    assert code == 0, attempt.log.read_text()
+    (last,) = again.saved()
+    one, two = checkpoint.read(trial.saved()[0].model), checkpoint.read(last.model)
+    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+    assert last.model.stat().st_size < 0.8 * trial.saved()[0].model.stat().st_size
+
+
+@pytest.mark.parametrize("point", [90, 130])
+def test_a_stop_under_sparse_checkpoints_is_resumed_bitwise_equal(tmp_path, point):
+    extra = PRUNED + SPAM + "CONFIG_TRAIN_CKPT_SPARSE=y\n"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    undisturbed, attempt, code = run(tmp_path / "a", extra)
+    assert code == 0, attempt.log.read_text()
+    trial = tiny.campaign(tmp_path / "b", extra)
+    assert disturbed(trial, [point], signal.SIGTERM)[1:] == ["done"]
+    assert tiny.outcome(trial)["hashes"] == tiny.outcome(undisturbed)["hashes"]
 
 
 def test_masks_that_are_not_applied_fail_the_trial(tmp_path):
