@@ -25,6 +25,7 @@ SIDE = 64  # of images that are enlarged
 MICRO, ACCUM, ITERATIONS = 2, 2, 2
 OVERFIT = 20  # steps on one batch
 STEPS = ITERATIONS + OVERFIT
+SHARED = 4  # steps of several processes with pruning: the first update only begins the ramp
 EPS = torch.finfo(torch.float32).eps
 RATE = 1e-3  # of the iterations
 CLOSE = 2e-5  # of the largest logit, where the order of additions differs
@@ -409,10 +410,11 @@ class Rig:
 
 
 def alone_and_together(values: Mapping[str, Any], where: Mapping[str, str], world: World) -> None:
-    """One step of this rank's half of a batch, in fp64, against the whole batch in this process alone.
+    """Steps of this rank's share of a batch, in fp64, against the whole batch in this process alone: one, or with
+    pruning SHARED, of which each changes the masks.
 
     Raises CheckError where gradients, weights, buffers or optimizer state differ by more than rounding, or between
-    ranks at all.
+    ranks at all: after every update their masks and weights have one hash.
     """
     cfg = config.load({**shrunk(values), "MODEL_GPT_DROPOUT": 0.0}, where)
     classes, each = min(IDS, cfg.data.classes), 1 if cfg.attention else MICRO
@@ -427,19 +429,23 @@ def alone_and_together(values: Mapping[str, Any], where: Mapping[str, str], worl
         network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, classes).double()
         optimizer = cfg.optim.build(build.grouped(cfg, network))
         pruner = cfg.prune.build(network, optimizer, STEPS, cfg.train.seed)
-        losses = [network(*row).loss for row in mine]
-        loss = sum(losses) / len(losses)
-        loss.backward()
-        loss = loss.detach()
-        group.mean_(optimizer.arena.grads, loss)
-        pruner.observe()
-        pruner.mask_gradients()
-        grads = {n: p.grad.clone() for n, p in network.named_parameters()}
-        optimizer.gate(loss, cfg.optim.section.clip_norm, 1)
-        for g in optimizer.param_groups:
-            g["lr"] = cfg.optim.section.lr
-        optimizer.step()
-        pruner.update(1, 1 / STEPS)
+        for number in range(1, 1 + (SHARED if pruner.state() else 1)):
+            losses = [network(*row).loss for row in mine]
+            loss = sum(losses) / len(losses)
+            loss.backward()
+            loss = loss.detach()
+            group.mean_(optimizer.arena.grads, loss)
+            pruner.observe()
+            pruner.mask_gradients()
+            grads = {n: p.grad.clone() for n, p in network.named_parameters()}
+            optimizer.gate(loss, cfg.optim.section.clip_norm, number)
+            for g in optimizer.param_groups:
+                g["lr"] = cfg.optim.section.lr
+            optimizer.step()
+            optimizer.zero_grad()
+            pruner.update(number, number / STEPS)
+            masks = [*pruner.state().values(), *network.parameters()]
+            need(group.agree(masks), f"ranks hold different masks or weights after update {number}")
         state = {f"{n} {k}": t for n, p in network.named_parameters() for k, t in optimizer.state[p].items()}
         kept = {f"gradient of {n}": g for n, g in grads.items()} | state
         apart = network.state_dict().keys()  # running statistics are those of a rank's own batches

@@ -18,13 +18,15 @@ from ablab.mlp import Mlp
 from ablab.optim._flat import FlatOptimizer
 from ablab.optim.adamw import FlatAdamW
 from ablab.prune import Prune, Pruner
+from ablab.prune._masked import Masked
+from ablab.rig import SHARED
 from ablab.tensor.stage import Enrich, Gate, LatentDelta
 from tests import trial as tiny
 from tests.contract.test_knobs import mechanisms
 
 
-def tiny_of(tmp_path):
-    s = tiny.settled(tmp_path)
+def tiny_of(tmp_path, extra=""):
+    s = tiny.settled(tmp_path, extra)
     return s.values, s.where
 
 
@@ -384,6 +386,44 @@ def test_two_processes_equal_one_with_all_mechanisms(tmp_path):
     case = check.Case(["x-s1"], "", s.values, s.where)
     check.together([case], tmp_path)
     assert case.passed == ["ddp"], case.reason
+
+
+PRUNED = "CONFIG_OPT_ADAMWPRUNE=y\nCONFIG_PRUNE_STATE=y\n"
+
+
+def seen(tmp_path, monkeypatch, extra="", spoil=lambda mask: None):
+    """A pruned case of two processes, and the zeros of each update; `spoil` is what rank 1 does to its third mask."""
+    real, here = Masked.zero, []
+
+    def zero(self):
+        here.append(self.masked())
+        if len(here) == 3 + SHARED and torch.distributed.get_rank():  # the first steps are those of a process alone
+            spoil(self.mask)
+        (tmp_path / f"zeros-{torch.distributed.get_rank()}").write_text(" ".join(map(str, here)))
+        real(self)
+
+    monkeypatch.setattr(Masked, "zero", zero)
+    case = check.Case(["x-s1"], "", *tiny_of(tmp_path, PRUNED + extra))
+    check.together([case], tmp_path)
+    return case, [(tmp_path / f"zeros-{rank}").read_text().split() for rank in range(2)]
+
+
+def test_masks_of_two_processes_are_equal_after_each_update(tmp_path, monkeypatch):
+    case, zeros = seen(tmp_path, monkeypatch)
+    assert case.passed == ["ddp"], case.reason
+    counts = list(map(int, zeros[0]))
+    assert zeros[0] == zeros[1] and counts[:SHARED] == counts[SHARED:] == sorted(counts[:SHARED])
+    assert counts[0] == 0 and counts[-1] > 0 and len(set(counts)) == SHARED  # each changed something
+
+
+@pytest.mark.parametrize("bits", ["BOOL", "BITS"])
+def test_a_bit_of_a_mask_that_is_flipped_on_one_rank_is_caught(tmp_path, monkeypatch, bits):
+    def flip(mask):
+        mask.held[0] ^= 1 if mask.bits else -1
+
+    monkeypatch.setattr(Masked, "check", lambda self, step: None)  # else the count of zeros sees it first
+    case, _ = seen(tmp_path, monkeypatch, f"CONFIG_PRUNE_MASK_{bits}=y\n", flip)
+    assert case.stage == "ddp" and case.reason == "ranks hold different masks or weights after update 3"
 
 
 def test_a_rank_that_decides_by_chance_is_named(tmp_path, monkeypatch):
