@@ -261,6 +261,7 @@ def summary(loop: Any, stop: str) -> dict[str, Any]:
             "epoch_s_mean": window.epoch_s / window.epoch if window.epoch else None,
         },
         "model": {k: getattr(loop.built, k) for k in ("params", "trainable", "fingerprint")},
+        "rates": [*loop.probes, loop.applied],
         "compile": {"graphs": loop.graphs, "breaks": breaks} if loop.graphs else None,
         "contracts": list(a.contracts.values()),
         "forecast": {**plan, "actual": [peak / GIB, total_s / 3600]} if plan else None,

@@ -67,6 +67,7 @@ def write(
     make_vars: Mapping[str, str] | None = None,
     symbols: Callable[[Arm], Mapping[str, str]] = lambda arm: {"MODEL_GPT": "y", "OPT_LR": '"6e-4"'},
     facts: Callable[[Arm], Mapping[str, Any]] = lambda arm: {},
+    outcome: Callable[[Arm], Mapping[str, Any]] = lambda arm: {},
     skipped: Sequence[Mapping[str, Any]] = (),
     base: Mapping[str, str] | None = None,
     **registration: Any,
@@ -74,7 +75,7 @@ def write(
     """A campaign in which the trial of an arm and seed ends with val_loss `finals(arm, seed)`.
 
     `fates` maps a trial id to a state other than done, `queued` and `running` included.  `facts` are
-    changes of the manifest.
+    changes of the manifest, `outcome` those of the summary; its `step_s` are seconds of one step.
     """
     rounds = sorted({s for arm in arms for s in _seeds(seeds, arm)})
     points = [(arm, seed) for seed in rounds for arm in arms if seed in _seeds(seeds, arm)]
@@ -109,7 +110,7 @@ def write(
     for (arm, seed), trial in zip(points, campaign.trials(), strict=True):
         fate = (fates or {}).get(trial.record["id"], "done")
         if fate != "queued":
-            run(journal, trial, finals(arm, seed), fate, facts(arm))
+            run(journal, trial, finals(arm, seed), fate, facts(arm), outcome(arm))
     return campaign
 
 
@@ -156,17 +157,19 @@ def run(
     final: float,
     fate: str = "done",
     facts: Mapping[str, Any] = {},
+    outcome: Mapping[str, Any] = {},
     more: Callable[[int], Mapping[str, float]] = lambda step: {},
 ) -> None:
     """One attempt of a queued trial; all that is not `done` stops half way.  `more` is added to the row of a step."""
     lease = journal.claim(trial)
     number, last = lease["attempt"], STEPS if fate == "done" else STEPS // 2
+    step_s = outcome.get("step_s", 0.1)
     attempt = trial.attempt(number)
     ticks = count()
     header = {"trial": trial.name, "attempt": number, "resumed_at_step": 0}
     rows = Rows(attempt.metrics, "metrics", header, clock=lambda: float(next(ticks)))
     for step in range(0, last + 1, EVERY):
-        axes = {"tokens": step * 768, "train_s": step * 0.1, "wall_s": step * 0.2, "flops": step * 1e6}
+        axes = {"tokens": step * 768, "train_s": step * step_s, "wall_s": step * 2 * step_s, "flops": step * 1e6}
         losses = {"val_loss": loss(final, step), "train_loss": loss(final, step) - 0.1}
         rows.row(step, losses | more(step), **axes)
     rows.close()
@@ -175,7 +178,7 @@ def run(
         return
     if fate == "done":
         trial.write("built", {})
-        trial.write("summary", _summary(trial, number, final))
+        trial.write("summary", {**_summary(trial, number, final), **outcome})
         publish(trial, number, lease["lease"])
     cls = {"failed": "exception", "diverged": None}.get(fate)
     journal.append(trial.name, TrialState(fate), reason="done" if fate == "done" else f"{fate} at step {last}", cls=cls)
@@ -206,6 +209,7 @@ def _summary(trial: TrialDir, attempt: int, final: float) -> dict[str, Any]:
             "peak_mem_bytes": 2**28,
         },
         "model": {"params": 800_000, "trainable": 800_000, "fingerprint": sha("model")},
+        "rates": [[round(p * STEPS) or 1, p, 1e-3 * (1 - 0.9 * p)] for p in (0.0, 0.25, 0.5, 0.75, 1.0)],
         "contracts": [],
         "forecast": None,
     }
