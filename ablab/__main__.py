@@ -22,7 +22,7 @@ RUN = "NAME CHECK NEW YES"
 TABLE = "table json csv"
 ASK_FROM = 9  # trials from which a start at a terminal is confirmed once
 ALLOWED = {  # variable -> (pattern of its whole value, what that is), for those that no symbol takes
-    **dict.fromkeys(("ALL", "CHECK", "DDP", "DROP", "DRY_RUN", "NEW", "V", "YES"), ("[01]", "0 or 1")),
+    **dict.fromkeys(("ALL", "CHECK", "COMMIT_ONLY", "DDP", "DROP", "DRY_RUN", "NEW", "V", "YES"), ("[01]", "0 or 1")),
     **dict.fromkeys(
         ("CAMPAIGN", "GPU", "KCONFIG_SEED", "NAME", "O", "STEP", "STUDY"),
         (".+", "empty; give it a value or leave it out"),
@@ -32,6 +32,7 @@ ALLOWED = {  # variable -> (pattern of its whole value, what that is), for those
     "RANDOM": ("[1-9][0-9]{0,4}", "a number of configurations"),
     "POINTS": ("0|[1-9][0-9]{0,8}", "a number of points, 0 for all"),
     "SHOW": ("anyway", "anyway"),
+    "KIND": ("quality|speed|memory", "quality, speed or memory"),
 }
 Vars = dict[str, str]
 
@@ -452,6 +453,40 @@ def _(v: Vars) -> int:
     (a,), (b,) = (query.resolve(results(v), [need(v, name)])[:1] for name in "AB")
     table(v, query.diff(a, b, v.get("ALL") == "1"))
     return 0
+
+
+@verb("verify", "CAMPAIGN", takes="CLAIM KIND COMMIT_ONLY RECHECK SIGN O")
+def _(v: Vars) -> int:
+    """Judge whether a campaign may be published: certificate.json, or exit 3 with every reason why not.
+
+    CLAIM=R1,R2 claims some contrasts only, KIND=speed or memory another quantity than quality, SIGN=file signs with
+    that SSH key.  COMMIT_ONLY=1 completes a certificate that lacks nothing but network.  RECHECK=file judges a
+    certificate, or a copied bundle (.tar), again.
+    """
+    from ablab.verify import issue
+
+    key = Path(v["SIGN"]) if "SIGN" in v else None
+    if "RECHECK" in v:
+        body, wrong = issue.recheck(Path(v["RECHECK"]))
+        text = "\n".join([issue.listing(body), *(f"DOES NOT HOLD {w}" for w in wrong)])
+        show(v, text, {"certificate": body, "wrong": wrong})
+        return issue.REFUSED if wrong or body["findings"] else 0
+    if v.get("COMMIT_ONLY") == "1":
+        body = issue.commit_only(campaign(v), key)
+    else:
+        claim = [arm.strip() for arm in v.get("CLAIM", "").split(",") if arm.strip()]
+        body = issue.certify(campaign(v), claim, v.get("KIND", "quality"), key)
+    show(v, issue.listing(body), body)
+    return issue.REFUSED if body["findings"] else 0
+
+
+@verb("bundle", "CAMPAIGN", takes="O")
+def _(v: Vars) -> int:
+    """Write CAMPAIGN.tar: its certificate and all files that it vouches for, without weights."""
+    from ablab.verify import issue
+
+    found = campaign(v)
+    return show(v, f"bundle: {shown(issue.bundle(found, Path(f'{found.name}.tar')))}")
 
 
 @verb("metrics")

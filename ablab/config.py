@@ -128,6 +128,8 @@ class Sys:
     """None for a model without attention."""
     warmup_steps: int
     alloc_expandable: bool
+    public_remote: str
+    """Address of the public repository, empty for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

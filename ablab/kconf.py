@@ -22,6 +22,7 @@ import kconfiglib as kl
 ROOT = Path(__file__).resolve().parent.parent
 Value = bool | int | float | str | tuple
 DECORATION = ("TRACK", "TELEM", "STUDY")  # families that cannot change weights, so identity leaves them out
+BESIDE = ("SYS_PUBLIC_REMOTE",)  # further symbols of that kind
 NAME = re.compile(r"[a-z0-9](?!.*\.\.)[a-z0-9._-]{0,99}")
 _FLOAT = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _INT = re.compile(r"-?(0|[1-9][0-9]*)")
@@ -521,9 +522,14 @@ def _undone(tree: Tree, r: Request, asked: Mapping[str, Request]) -> str:
     return f"CONFIG_{r.name}={r.text} ({r.where}): {why if tree.visible(r.name) else needs(tree, r.name)}"
 
 
+def decides(name: str) -> bool:
+    """Whether a symbol can change weights."""
+    return name.partition("_")[0] not in DECORATION and name not in BESIDE
+
+
 def identity(values: Mapping[str, Value]) -> str:
     """SHA-256 of the values that can change weights."""
-    kept = {name: v for name, v in values.items() if name.partition("_")[0] not in DECORATION}
+    kept = {name: v for name, v in values.items() if decides(name)}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

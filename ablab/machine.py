@@ -111,6 +111,18 @@ def _nvidia(run: Run) -> list[Device]:
     return found
 
 
+def power_cap(device: Device, run: Run = command, root: Path = Path("/")) -> float | None:
+    """Watts that a GPU may draw, None where it does not say."""
+    text = ""
+    if device.kind == "cuda":
+        text = run(["nvidia-smi", "-i", device.uuid, "--query-gpu=power.limit", "--format=csv,noheader,nounits"])
+    for folder in root.glob("sys/class/drm/card[0-9]*/device"):
+        if device.kind == "rocm" and f"GPU-{_text(folder / 'unique_id')}" == device.uuid:
+            caps = [_text(path) for path in folder.glob("hwmon/hwmon*/power1_cap")]
+            text = next((f"{int(cap) / 1e6}" for cap in caps if cap.isdecimal()), "")
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?\s*", text) else None
+
+
 def _mig(run: Run, parent: str, name: str) -> list[Device]:
     """Slices of a GPU; once it is sliced, itself it is none."""
     _, _, listing = run(["nvidia-smi", "-L"]).partition(parent)

@@ -241,7 +241,7 @@ class _Expander:
         return tuple(
             f"CONFIG_{n}={got.get(n, 'unset')} (was {written.get(n, 'unset')})"
             for n in self.tree.symbols
-            if got.get(n) != written.get(n) and n.partition("_")[0] not in kconf.DECORATION
+            if got.get(n) != written.get(n) and kconf.decides(n)
         )
 
     def _settle_steps(self) -> None:

@@ -55,6 +55,13 @@ def tree(root: Path | None = None) -> str:
     return digest.hexdigest()
 
 
+def modules() -> dict[str, str]:
+    """SHA-256 of the source of every ablab module that this process has loaded."""
+    loaded = {name: getattr(m, "__file__", None) for name, m in sys.modules.items() if name.split(".")[0] == "ablab"}
+    sources = {name: Path(file) for name, file in loaded.items() if file and name != "ablab.__main__"}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(sources.items())}
+
+
 def patch(root: Path | None = None) -> bytes:
     """What `git apply` needs to make this tree of the commit, untracked sources included; b'' without git."""
     root = root or ROOT

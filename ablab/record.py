@@ -20,7 +20,7 @@ from ablab import machine, metrics, provenance, rundir
 from ablab.build import Built
 from ablab.config import Amp
 from ablab.journal import Journal, TrialState
-from ablab.kconf import DECORATION
+from ablab.kconf import decides
 from ablab.plugin import Clause, EffectError
 from ablab.rundir import Checkpoint, RunError
 from ablab.tensor import kernel
@@ -114,6 +114,7 @@ def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "workers": 0,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "allocator": _allocator() if gpu else None,
         },
         "batch": {
             "micro": t.batch_micro,
@@ -129,13 +130,14 @@ def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
             "name": data["name"],
             "sha256": data["sha256"],
             "tokenizer": data["tokenizer"]["sha256"] if "tokenizer" in data else None,
-            "split": hashlib.sha256(json.dumps(data["splits"], sort_keys=True).encode()).hexdigest(),
+            "split": _hash(data["splits"]),
             "order_seed": t.seed,
+            "preprocessing": _hash({k: v for k, v in data.items() if k not in ("name", "sha256", "splits")}),
         },
-        "code": provenance.code(),
+        "code": {**provenance.code(), "modules": provenance.modules(), "remote": loop.cfg.sys.public_remote},
         "software": provenance.software() | versions,
         "devices": [_device(d) for d in here.devices] if gpu else [],
-        "cpu": {"model": here.cpu, "cores": list(here.cores)},
+        "cpu": {"model": here.cpu, "cores": list(here.cores), "memory_bytes": here.memory_bytes},
         "env": provenance.environment(),
         "neighbours": sorted(running - {a.trial.name}),
         "resume": None,
@@ -143,7 +145,19 @@ def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _device(d: machine.Device) -> dict[str, Any]:
-    return {"kind": d.kind, "name": d.name, "uuid": d.uuid, "memory_bytes": d.memory_bytes}
+    facts = {"kind": d.kind, "name": d.name, "uuid": d.uuid, "memory_bytes": d.memory_bytes}
+    return facts | {"power_cap_w": machine.power_cap(d)}
+
+
+def _allocator() -> str:
+    settings = (
+        torch._C._accelerator_getAllocatorSettings if hasattr(torch._C, "_accelerator_getAllocatorSettings") else str
+    )
+    return f"{torch.cuda.memory.get_allocator_backend()} {settings()}".strip()
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _attention_kernel(loop: Any) -> str:
@@ -171,8 +185,7 @@ def _facts(key: str, value: Any) -> dict[str, Any]:
     for part in key.split("."):
         value = value[part]
     if key == "config":
-        decides = (s for s in value if s.partition("_")[0] not in DECORATION)
-        return {f"config.{s}": value[s]["text"] for s in decides}
+        return {f"config.{s}": value[s]["text"] for s in value if decides(s)}
     if isinstance(value, Mapping):
         return {f"{key}.{name}": v for name, v in value.items()}
     return {key: [d["name"] for d in value] if key == "devices" else value}
@@ -193,6 +206,8 @@ def built(loop: Any) -> dict[str, Any]:
         "params": b.params,
         "trainable": b.trainable,
         "groups": b.groups,
+        "optimizer": [{k: v for k, v in g.items() if k in _scalars(g)} for g in b.optimizer.param_groups],
+        "clip": loop.work.clip,
         "ties": b.model.ties,
         "state_bytes": sum(t.nbytes for s in b.optimizer.state.values() for t in s.values()),
         "flops_per_token": b.flops_per_token,
@@ -200,6 +215,12 @@ def built(loop: Any) -> dict[str, Any]:
         "evaluation": {"sha256": e.sha256, "tokens": e.tokens, "bytes": e.bytes},
         "modules": modules,
     }
+
+
+def _scalars(group: Mapping[str, Any]) -> set[str]:
+    """Settings of a parameter group that no step changes."""
+    plain = {k for k, v in group.items() if isinstance(v, bool | int | float | str | list | tuple)}
+    return plain - {"params", "lr", "initial_lr"}
 
 
 def _tensor(p: Tensor) -> dict[str, Any]:
@@ -248,6 +269,8 @@ def summary(loop: Any, stop: str) -> dict[str, Any]:
         "used": {
             "steps": loop.step,
             "tokens": tokens,
+            "samples": loop.step * work.samples,
+            "flops": loop.step * work.flops,
             "train_s": train_s,
             **{f"{n}_s": clocks.spent[n] for n in CLOCKS if n not in TRAINING},
             "total_s": total_s,

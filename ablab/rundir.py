@@ -349,6 +349,7 @@ class Campaign(_Folder):
         self.stop_file = path / "control" / "stop"
         self.mirror = path / "mirror"
         self.report = path / "report"
+        self.certificate = self.report / "certificate.json"
 
     @classmethod
     def create(

@@ -120,7 +120,7 @@ def _symbols(a: Trial, b: Trial) -> Iterator[tuple[str, Cell, Cell, str]]:
     ]
     for name in dict.fromkeys([*a.values, *b.values]):
         x, y = a.values.get(name), b.values.get(name)
-        if x != y and name != plan.SEED and name.partition("_")[0] not in kconf.DECORATION:
+        if x != y and name != plan.SEED and kconf.decides(name):
             yield name, x, y, "declared" if bases[0].get(name) == bases[1].get(name) else "undeclared"
 
 

@@ -49,8 +49,8 @@ def lenses(c: Loaded) -> tuple[Lens, ...]:
     Between two evaluations a value is interpolated.  Peak memory is one number for a trial, so under that lens an
     arm that needs more than the least needy one, and 1 %, has no value.
     """
-    arms = {a.text: [t for t in a.trials if t.value(c.key, c.mode) is not None] for a in c.arms.values()}
-    arms = {text: trials for text, trials in arms.items() if trials}
+    has = lambda t: t.value(c.key, c.mode) is not None and t.points(c.key)
+    arms = {a.text: trials for a in c.arms.values() if (trials := [t for t in a.trials if has(t)])}
     if len(arms) < 2:
         return ()
     final = {text: fmean(t.value(c.key, c.mode) for t in trials) for text, trials in arms.items()}

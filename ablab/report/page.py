@@ -4,6 +4,7 @@
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -53,12 +54,20 @@ def build(campaign: rundir.Campaign | Path) -> Path:
 
 def judge(c: Loaded) -> list[Verdict]:
     """Verdicts of all registered contrasts and of each other step against its parent, in study order."""
+    return stats.judge([_contrast(c, *pair) for pair in c.pairs()], _rule(c))
+
+
+def placebos(c: Loaded) -> list[Verdict]:
+    """Verdicts of the A/A arms against the baseline, each a family of its own.  Their seeds are disjoint, so the test
+    is the unpaired one; a difference found here is a false one."""
+    rule = replace(_rule(c), is_paired=False, looks=())
+    return [stats.judge([_contrast(c, copy, base, True)], rule)[0] for copy, base in c.placebos()]
+
+
+def _rule(c: Loaded) -> stats.Rule:
     r = c.registered
-    names = ("alpha", "sides", "margin", "failures")
-    rule = stats.Rule(
-        better=c.metric.better, is_paired=r["paired"], looks=tuple(r["looks"]), **{n: r[n] for n in names}
-    )
-    return stats.judge([_contrast(c, *pair) for pair in c.pairs()], rule)
+    known = {n: r[n] for n in ("alpha", "sides", "margin", "failures")}
+    return stats.Rule(better=c.metric.better, is_paired=r["paired"], looks=tuple(r["looks"]), **known)
 
 
 def _contrast(c: Loaded, left: Arm, right: Arm, registered: bool) -> stats.Contrast:
@@ -282,14 +291,9 @@ def _without(c: Loaded) -> str:
 
 def _placebo(c: Loaded) -> list[tuple[str, bool]]:
     """A line for each A/A arm, and whether the test sees a difference that cannot be there."""
-    found = []
-    for copy, base in c.placebos():
-        a, b = ([*arm.by_seed(c.key, c.mode).values()] for arm in (copy, base))
-        if a and b:
-            exact = stats.unpaired(a, b)
-            text = f"{copy.label} against {base.label}: {exact.effect:+.4g}, unpaired p {exact.p():.3g}"
-            found.append((text, exact.p() <= c.registered["alpha"]))
-    return found
+    found = [v for v in placebos(c) if v.effect is not None]
+    text = "{} against {}: {:+.4g}, unpaired p {:.3g}, {}"
+    return [(text.format(v.contrast.left, v.contrast.right, v.effect, v.p, v.word), v.is_different) for v in found]
 
 
 def _untested(c: Loaded, verdicts: Sequence[Verdict], placebo: Sequence[tuple[str, bool]]) -> Iterable[str]:

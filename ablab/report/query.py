@@ -162,7 +162,7 @@ def diff(a: Trial, b: Trial, everything: bool = False) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name in dict.fromkeys([*a.values, *b.values]):
         left, right = a.values.get(name), b.values.get(name)
-        if everything or (left != right and name.partition("_")[0] not in kconf.DECORATION):
+        if everything or (left != right and kconf.decides(name)):
             rows.append((name, left, right, _setter(a, name), _setter(b, name)))
     for name in dict.fromkeys([*built[0], *built[1]]):
         left, right = built[0].get(name), built[1].get(name)

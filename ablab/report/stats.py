@@ -191,6 +191,16 @@ class Verdict:
         """True if it answers nothing (yet)."""
         return self.word.startswith(("undecided", "cannot decide", "exploratory"))
 
+    @property
+    def is_decided(self) -> bool:
+        """True if the test found a difference, or that there is none beyond the margin."""
+        return bool(self.word) and not self.is_open and self.word != "no difference"
+
+    @property
+    def is_different(self) -> bool:
+        """True if the test found a difference: in a placebo, a false one."""
+        return self.word.startswith(("better", "worse", "lower", "higher"))
+
 
 def judge(contrasts: Sequence[Contrast], rule: Rule) -> list[Verdict]:
     """A verdict for each contrast.  The registered ones are one family; the others are exploratory."""

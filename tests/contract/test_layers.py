@@ -37,7 +37,7 @@ L2 = {
     "forecast",
     "infer",
 }
-L3 = {"run", "report"}
+L3 = {"run", "report", "verify"}
 OUTSIDE = {"torch", "numpy", "safetensors", "kconfiglib", "menuconfig", "matplotlib", "tiktoken", "datasets"}
 
 

@@ -215,7 +215,7 @@ def test_a_verdict_of_a_placebo_marks_the_campaign(tmp_path):
     seeds = {"R0": (1, 2, 3, 4), "placebo1": (5, 6, 7, 8)}
     facts = {"arms": (("R0", {}), ("placebo1", {})), "seeds": seeds, "contrasts": (), "placebo": 1}
     bad = report.build(campaign.write(tmp_path, shifted, name="bad", **facts)).read_text()
-    assert "> **PLACEBO VERDICT: placebo1 against R0: +0.504, unpaired p 0.0286**" in bad
+    assert "> **PLACEBO VERDICT: placebo1 against R0: +0.504, unpaired p 0.0286, worse**" in bad
     good = report.build(campaign.write(tmp_path, lambda a, s: 2 + s % 2, name="good", **facts)).read_text()
     assert "PLACEBO VERDICT" not in good and "placebo placebo1 against R0" in good
 

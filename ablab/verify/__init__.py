@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Certificates: what may be published of a campaign, and what a stranger needs to check it."""
