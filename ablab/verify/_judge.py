@@ -26,8 +26,8 @@ SERVICES: dict[str, Callable[[Loaded, list[Trial]], tuple[Values, list[str]]]] =
 class Judge:
     """One pass over the claims of a campaign."""
 
-    def __init__(self, c: Loaded, claims: Sequence[tuple[Arm, Arm, Verdict]], kind: str) -> None:
-        self.c, self.claims, self.kind = c, claims, kind
+    def __init__(self, c: Loaded, claims: Sequence[tuple[Arm, Arm, Verdict]], kind: str, weights: bool = True) -> None:
+        self.c, self.claims, self.kind, self.weights = c, claims, kind, weights
         self.groups: dict[str, list[dict[str, Any]]] = {name: [] for name in GROUPS}
         self.findings: list[dict[str, Any]] = []
         arms = {arm.text: arm for left, right, _ in claims for arm in (left, right)}
@@ -352,7 +352,8 @@ class Judge:
 
     def _integrity(self) -> None:
         def whole(f: Facts) -> str:
-            flaw = f.t.dir.flaw() or next(filter(None, (p.flaw() for p in f.t.dir.saved()[:1])), None)
+            newest = f.t.dir.saved()[:1] if self.weights else []
+            flaw = f.t.dir.flaw() or next(filter(None, (p.flaw() for p in newest)), None)
             return flaw.replace(f"{self.c.dir.path}/", "") if flaw else "ok"
 
         self.passes("integrity", "done", whole, "run the trial again: make rerun")

@@ -44,11 +44,12 @@ def certify(
     return _write(c.dir, body, key)
 
 
-def judged(c: Loaded, claim: Sequence[str], kind: str) -> dict[str, Any]:
-    """The certificate of a campaign, but for the question whether its commits are public."""
+def judged(c: Loaded, claim: Sequence[str], kind: str, weights: bool = True) -> dict[str, Any]:
+    """The certificate of a campaign, but for the question whether its commits are public.  `weights`: they are there,
+    and are hashed again too; a bundle has none."""
     c = _sound(c)
     claims = _claims(c, claim)
-    judge = Judge(c, claims, kind)
+    judge = Judge(c, claims, kind, weights)
     judge.judge()
     for t in c.trials:
         if t.state == load.DAMAGED and (gone := re.search(r": (\S+) is missing", t.reason)):
@@ -220,7 +221,7 @@ def recheck(path: Path) -> tuple[dict[str, Any], list[str]]:
     """(certificate, what no longer holds) of a certificate in its campaign, or of a bundle (.tar): form, identity,
     signature, the hash of every input, and the judgement itself, made again from the files."""
     if not path.name.endswith(".tar"):
-        return _rechecked(path, path.absolute().parent.parent)
+        return _rechecked(path, path.absolute().parent.parent, True)
     with tempfile.TemporaryDirectory(prefix="ablab-") as folder:
         try:
             with tarfile.open(path) as tar:
@@ -230,10 +231,10 @@ def recheck(path: Path) -> tuple[dict[str, Any], list[str]]:
         found = list(Path(folder).glob(f"*/{CERTIFICATE}"))
         if len(found) != 1:
             raise CertificateError(f"{path}: holds {len(found)} certificates, not one; ablab bundle writes it")
-        return _rechecked(found[0], found[0].parent.parent)
+        return _rechecked(found[0], found[0].parent.parent, False)
 
 
-def _rechecked(path: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
+def _rechecked(path: Path, folder: Path, weights: bool) -> tuple[dict[str, Any], list[str]]:
     body = certificate.read(path)
     wrong = [f"{name}: is not what the certificate vouches for" for name in certificate.stale(body, folder)]
     if wrong:
@@ -241,7 +242,7 @@ def _rechecked(path: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
     for part in rundir.PARTS:  # a bundle has no empty folders
         (folder / part).mkdir(exist_ok=True)
     c = load.read(folder)
-    again = judged(c, [claim["contrast"] for claim in body["claims"]], body["kind"])
+    again = judged(c, [claim["contrast"] for claim in body["claims"]], body["kind"], weights)
     wrong += [f"{f['field']}: {f['why']}" for f in again["findings"]]
     for part in ("claims", "inputs", "published"):
         wrong += [] if again[part] == body[part] else [f"{part}: the files give another one"]
