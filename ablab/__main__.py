@@ -489,6 +489,17 @@ def _(v: Vars) -> int:
     return show(v, f"bundle: {shown(issue.bundle(found, Path(f'{found.name}.tar')))}")
 
 
+@verb("reproduce", "CERT", takes="TRIAL YES", streams=True)
+def _(v: Vars) -> int:
+    """Run a trial of a certificate (or bundle) again from a fresh clone: CERT=file [TRIAL=id].
+
+    Exit 0: weights equal, or inside the certified interval; 1: not reproduced; 3: environment or data differ.
+    """
+    from ablab.verify import reproduce
+
+    return reproduce.reproduce(Path(need(v, "CERT")), v.get("TRIAL"), v.get("YES") == "1")
+
+
 @verb("metrics")
 def _(v: Vars) -> int:
     """The registry of metrics: name, unit, direction, who writes it and when."""
