@@ -3,10 +3,12 @@
 """The files of results/: the only place that knows their names and schemas, and how they are written.
 
     results/.lock                         held while a campaign is looked for and created
+    results/imported/<name>/              Imported: origin.json and metrics.jsonl of a run of another program
     results/.forecast.json                what earlier forecasts said, for `make plan`
     results/<campaign>/                   Campaign
       campaign.json auto.json amend-001.json status.json journal.jsonl journal.lock forecast.jsonl reserve.bin
-      control/stop  mirror/  report/
+      control/stop  report/
+      mirror/<tracker>{.json,.cursor,.log,.lock,/}  what one tracker was sent (Mirror)
       trials/<id>-<hash8>/                TrialDir; its name is the key of the trial in journal and rows
         config lease.json manifest.json built.json status.json summary.json DONE
         checkpoints/step-00001000-a1/     Checkpoint: {model,optim,state,rank-<r>}.safetensors state.json
@@ -80,6 +82,9 @@ SCHEMAS = {
     "metrics": "trial attempt:i resumed_at_step:i",
     **dict.fromkeys(("telemetry", "contracts"), "trial attempt:i"),
     "forecasts": "tree:h machine made{*{mem_gib[:f] hours?[:f] items{:i} steps:i?}}",
+    "mirror": "tracker state sent:i left:i recomputed:i error?",
+    "cursor": "tracker",
+    "origin": "address imported rows:i sha256:h gaps[] config{:a}",
     "auto": "machine{cpu cores:i memory_bytes:i devices[]} chosen[{asked symbol value why}]",
     **dict.fromkeys(("built", "state", "forecast", "journal"), ""),
 }
@@ -428,6 +433,10 @@ class Campaign(_Folder):
         """Replace status.json."""
         self.write("campaign-status", payload)
 
+    def mirrors(self) -> list["Mirror"]:
+        """The trackers that this campaign was mirrored to."""
+        return [Mirror(self, p.stem) for p in sorted(self.mirror.glob("*.json"))]
+
     def amend(self, payload: Mapping[str, Any], configs: Mapping[str, str]) -> Path:
         """Add trials, under the journal's lock.  Returns the path of the new amendment."""
         path = self.path / f"amend-{len(self._amendments()) + 1:03}.json"
@@ -474,6 +483,59 @@ class Campaign(_Folder):
             sync(path / "config")
             sync(path)
         sync(self.path / "trials")
+
+
+class Mirror(_Folder):
+    """What one tracker was sent: a state for people, a cursor for the next mirror process, its log."""
+
+    def __init__(self, campaign: Campaign, name: str) -> None:
+        super().__init__(campaign.mirror)
+        self.name = checked(name)
+        self.campaign = campaign
+        self.FILES = {"mirror": f"{name}.json"}
+        self.cursor = below(self.path, f"{name}.cursor")
+        self.log = below(self.path, f"{name}.log")
+        self.lock = below(self.path, f"{name}.lock")
+        self.data = below(self.path, name)
+        """Folder for the files of a tracker that writes some."""
+
+    def state(self) -> dict[str, Any] | None:
+        """How far it is: {tracker state sent left recomputed error}."""
+        return self.read("mirror")
+
+
+class Imported(_Folder):
+    """A run of another program, as a tracker had it: read-only, and never comparable."""
+
+    FILES = {"origin": "origin.json"}
+
+    def __init__(self, results: Path, name: str) -> None:
+        super().__init__(below(results / "imported", name))
+        self.metrics = self.path / "metrics.jsonl"
+
+    def origin(self) -> dict[str, Any]:
+        """Where it came from: {address imported rows sha256 gaps config}.  Raises RunError where there is none."""
+        if (found := self.read("origin")) is None:
+            raise RunError(f"{self.path}: nothing is imported under this name; ablab tracker import brings a run")
+        return found
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Its rows, as `rows` gives those of a trial; names are those of the other program."""
+        return (row for row in lines(self.metrics, "metrics", None, '"m":'))
+
+    def seal(self, address: str, config: Mapping[str, Any], gaps: list[str], count: int) -> None:
+        """Write origin.json last, and let nobody write any more."""
+        made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        facts = {"address": address, "imported": made, "rows": count, "sha256": stamp(self.metrics)["sha256"]}
+        self.write("origin", {**facts, "gaps": gaps, "config": config})
+        for path in (self.metrics, self.file("origin")):
+            path.chmod(0o444)
+
+
+def imported(results: Path) -> list[Imported]:
+    """What was imported below a results folder."""
+    names = sorted(p.parent.name for p in (results / "imported").glob("*/origin.json"))
+    return [Imported(results, name) for name in names]
 
 
 def forecasts(results: Path) -> Path:
@@ -845,6 +907,39 @@ def lines(path: Path, kind: str, damage: list[str] | None = None, wanted: str = 
                 yield row
             elif damage is not None:
                 damage.append(f"{path}:{number}: not a row; skipped")
+
+
+class Tail:
+    """Rows of a JSONL file that grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = plain(path)
+        self._file.readline()  # the header
+
+    def read(self, limit: int) -> list[dict[str, Any]]:
+        """At most `limit` rows that are whole and new; a damaged one is skipped, as `lines` does."""
+        found: list[dict[str, Any]] = []
+        while len(found) < limit:
+            at = self._file.tell()
+            line = self._file.readline()
+            if not line.endswith(b"\n"):
+                self._file.seek(at)
+                break
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("m"), dict):
+                    found.append(row)
+        return found
+
+    def unread(self) -> int:
+        """Number of lines that `read` has not given yet."""
+        at = self._file.tell()
+        count = sum(block.count(b"\n") for block in iter(lambda: self._file.read(1 << 20), b""))
+        self._file.seek(at)
+        return count
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def rows(
