@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# Size: every verb with its help stands in one file, which is the list that a reader looks for.
 """The verbs: `ablab VERB [VARIABLE=value ..]`, each also a make target of the same name."""
 
 import contextlib
@@ -21,14 +22,16 @@ PLAN = f"SEEDS SWEEP STEPS TRACKER JOBS KEEP_GOING O {BUDGET}"
 RUN = "NAME CHECK NEW YES"
 TABLE = "table json csv"
 ASK_FROM = 9  # trials from which a start at a terminal is confirmed once
+FLAGS = "ALL CHECK COMMIT_ONLY DDP DROP DRY_RUN FRESH NEW V YES"
 ALLOWED = {  # variable -> (pattern of its whole value, what that is), for those that no symbol takes
-    **dict.fromkeys(("ALL", "CHECK", "COMMIT_ONLY", "DDP", "DROP", "DRY_RUN", "NEW", "V", "YES"), ("[01]", "0 or 1")),
+    **dict.fromkeys(FLAGS.split(), ("[01]", "0 or 1")),
     **dict.fromkeys(
         ("CAMPAIGN", "GPU", "KCONFIG_SEED", "NAME", "O", "STEP", "STUDY"),
         (".+", "empty; give it a value or leave it out"),
     ),
     "JOBS": ("auto|0|[1-9][0-9]{0,3}", "a number of trials at once, or auto"),
     "KEEP_GOING": ("[yn]", "y or n"),
+    "DO": ("sync|status|test|import", "sync, status, test or import"),
     "RANDOM": ("[1-9][0-9]{0,4}", "a number of configurations"),
     "POINTS": ("0|[1-9][0-9]{0,8}", "a number of points, 0 for all"),
     "SHOW": ("anyway", "anyway"),
@@ -391,6 +394,22 @@ def _(v: Vars) -> int:
     from ablab.run import doctor
 
     return doctor.main(results(v), v.get("FORMAT", "table"))
+
+
+@verb("tracker", "DO TARGET", takes="CAMPAIGN TRACKER FRESH NAME O", forms=TABLE)
+def _(v: Vars) -> int:
+    """Mirrors of a campaign: DO=status, or DO=sync to deliver what trackers lack (FRESH=1: all of it, as further runs).
+    DO=test TARGET=trackio sends a made-up trial, kills, replays and reads back.  DO=import
+    TARGET=wandb:ENTITY/PROJECT/RUN or trackio:PROJECT/RUN brings a run as imported:NAME."""
+    from ablab.run import mirror
+
+    do, target = need(v, "DO"), v.get("TARGET") or v.get("CAMPAIGN")
+    if do in ("test", "import"):
+        return mirror.other(do, need(v, "TARGET"), results(v), v.get("NAME", ""))
+    found = campaign({**v, "CAMPAIGN": target} if target else v)
+    if do == "status":
+        return table(v, mirror.status(found))
+    return mirror.sync(found, words(v, "TRACKER"), v.get("FRESH") == "1")
 
 
 # Judge

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablab import kconf, rundir, study
+from ablab import kconf, plugin, rundir, study
 from ablab.kconf import ConfigError, Layer, Request, Settled, Tree
 
 ALIASES = {  # variable -> the choice member it selects, if any, and the symbol it sets
@@ -418,14 +418,17 @@ def _seconds(text: str) -> str:
 
 
 def _trackers(tree: Tree, text: str) -> list[tuple[str, str]]:
-    known = {s.removeprefix("TRACK_").lower(): s for s in tree.symbols if re.fullmatch("TRACK_[A-Z0-9]+", s)}
+    known = {s.removeprefix("TRACK_").lower(): s for s in plugin.members("TRACK") if s in tree.symbols}
+    modes = [s for s in tree.symbols if re.fullmatch("TRACK_[A-Z0-9]+_MODE_[A-Z0-9]+", s)]
+    choices = {":".join(s.removeprefix("TRACK_").lower().split("_mode_")): s for s in modes}
     asked = text.split(",") if text != "none" else []
     for name in asked:
-        if name not in known:
-            raise ConfigError(
-                [f"make line: error: TRACKER={text}: no tracker {name}; trackers: {' '.join(['none', *known])}"]
-            )
-    return [(symbol, "y" if name in asked else "n") for name, symbol in known.items()]
+        if name not in known and name not in choices:
+            names = " ".join(["none", *known, *choices])
+            raise ConfigError([f"make line: error: TRACKER={text}: no tracker {name}; trackers: {names}"])
+    on = {known[name.partition(":")[0]] for name in asked}
+    requests = [(symbol, "y" if symbol in on else "n") for symbol in known.values()]
+    return requests + [(choices[name], "y") for name in asked if name in choices]
 
 
 def check_variables(

@@ -2,12 +2,14 @@
 """The verbs that run: start, continue, rerun, stop, status, estimate.  No torch is loaded here."""
 
 import json
+import os
 import re
 import shlex
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +19,7 @@ from ablab import kconf, machine, provenance
 from ablab import plan as planning
 from ablab.journal import RERUN, Journal, TrialState
 from ablab.plan import Plan, Trial
-from ablab.run import _display, _forecast, local
+from ablab.run import _display, _forecast, local, mirror
 from ablab.run.queue import BAD, LOG_BYTES, Options, Runner, Stop, child_of, counts, result_line, runner_alive
 from ablab.rundir import Campaign, RunError, alone, campaigns, checked, write_bytes
 
@@ -49,14 +51,16 @@ def start(plan: Plan, options: Options) -> int:
     if options.name:
         checked(options.name)
     found = None if options.new else find_current(results, plan, options.name)
+    trackers = _trackers(plan.base.config(), options)
     if found:
         if not finished(found):
             print(f"continues {found.name}")
-        return resume(found, options)
+        return resume(found, replace(options, trackers=trackers))
     made = _forecast.known(results)
     told = _forecast.of(plan, made, results)
     print(_head(plan, _forecast.lines(told, len(plan.trials))), flush=True)
     _ask(plan, options)
+    mirror.ensure(trackers, plan.base.config(), options.mirror)
     with Stop() as stop:
         server = _server(plan.base.config(), [t.overrides for t in plan.trials], options)
         server.start()  # it loads torch while we go on
@@ -93,7 +97,8 @@ def start(plan: Plan, options: Options) -> int:
             print(f"continues {found.name}")
             runner.look()
             runner.requeue()
-        runner.run()
+        with mirror.beside(campaign, trackers, stop.signals, options.mirror):
+            runner.run()
     return runner.conclude()
 
 
@@ -178,11 +183,14 @@ def resume(campaign: Campaign, options: Options) -> int:
                 print(f"from step 0 again: make rerun CAMPAIGN={campaign.name} STATE={state}")
         print(result_line(campaign, code), flush=True)
         return code
+    trackers = _trackers(campaign.content["base"]["config"], options)
+    mirror.ensure(trackers, campaign.content["base"]["config"], options.mirror)
     with Stop() as stop:
         runner = Runner(campaign, options, stop, _server_of(campaign, options))
         runner.look()
         runner.requeue()
-        runner.run()
+        with mirror.beside(campaign, trackers, stop.signals, options.mirror):
+            runner.run()
     return runner.conclude()
 
 
@@ -206,11 +214,14 @@ def rerun(campaign: Campaign, target: str | None, state: str | None, options: Op
         raise RunError(f"{campaign.path}: no trial is {what}; trials: {ids}")
     if busy := [n for n in chosen if entries.entry(n).state is TrialState.RUNNING]:
         raise RunError(f"{campaign.path}: {busy[0]} is running; make stop CAMPAIGN={campaign.name} first")
+    trackers = _trackers(campaign.content["base"]["config"], options)
+    mirror.ensure(trackers, campaign.content["base"]["config"], options.mirror)
     for folder in chosen:
         journal.append(folder, TrialState.QUEUED, reason=RERUN)
     with Stop() as stop:
         runner = Runner(campaign, options, stop, _server_of(campaign, options), frozenset(chosen))
-        runner.run()
+        with mirror.beside(campaign, trackers, stop.signals, options.mirror):
+            runner.run()
     return runner.conclude()
 
 
@@ -310,6 +321,10 @@ def finished(campaign: Campaign) -> bool:
         if entry.state is TrialState.DONE and not trial.done():
             return False
     return (campaign.status() or {}).get("exit") is not None
+
+
+def _trackers(config: str, options: Options) -> tuple[str, ...]:
+    return mirror.selected(config, os.environ) if options.trackers is None else options.trackers
 
 
 def _server(base: str, overrides: Iterable[Iterable[str]], options: Options) -> local.Server:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# Size: one loop, with all that a running trial may meet beside it; Options belongs to it.
 """A runner's work on a campaign: takes queued trials under leases, starts their children, records their end.
 
 The state of a trial lies in the journal alone, so several runners may work on one campaign.  A runner owns
@@ -21,7 +22,7 @@ from typing import Any
 
 from ablab import kconf, machine
 from ablab.journal import RERUN, Journal, Replay, TrialState, Watch
-from ablab.run import _display, _forecast, local
+from ablab.run import _display, _forecast, local, mirror
 from ablab.rundir import Campaign, DiskFullError, RunError, TrialDir, patiently
 
 TICK_S = 0.2
@@ -69,6 +70,10 @@ class Options:
     """What checks a plan, called with a folder that holds plan.json; leaves verdict.json there."""
     preload: tuple[str, ...] = local.PRELOAD
     """What the server of the children imports."""
+    trackers: tuple[str, ...] | None = None
+    """What to mirror to; None is what the configuration says."""
+    mirror: str = mirror.MODULE
+    """Module of the mirror process."""
 
 
 class Stop:

@@ -8,7 +8,8 @@ import pytest
 
 from tests.contract.test_layers import L0, L3
 
-HEAVY = ("torch", "numpy", "matplotlib", "transformers", "wandb", "trackio", "ray", "submitit", "datasets")
+TRACKERS = ("wandb", "trackio", "tensorboard")
+HEAVY = ("torch", "numpy", "matplotlib", "transformers", *TRACKERS, "ray", "submitit", "datasets")
 
 
 def loaded(module: str) -> str:
@@ -17,7 +18,7 @@ def loaded(module: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["__main__", *sorted(L0 | L3)])
+@pytest.mark.parametrize("module", ["__main__", *sorted(L0 | L3), "track.__main__", *(f"track.{t}" for t in TRACKERS)])
 def test_import_is_light(module):
     assert loaded(f"ablab.{module}") == ""
 
