@@ -5,6 +5,7 @@
     results/.lock                         held while a campaign is looked for and created
     results/imported/<name>/              Imported: origin.json and metrics.jsonl of a run of another program
     results/.forecast.json                what earlier forecasts said, for `make plan`
+    results/.index/<campaign>/            derived by report/index.py, which alone reads it
     results/<campaign>/                   Campaign
       campaign.json auto.json amend-001.json status.json journal.jsonl journal.lock forecast.jsonl reserve.bin
       control/stop  report/
@@ -355,6 +356,7 @@ class Campaign(_Folder):
         self.mirror = path / "mirror"
         self.report = path / "report"
         self.certificate = self.report / "certificate.json"
+        self.index = path.parent / ".index" / path.name
 
     @classmethod
     def create(

@@ -5,27 +5,116 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ablab import kconf, metrics, plan, rundir
-from ablab.journal import Journal, Replay, TrialState
+from ablab.journal import Entry, Journal, Replay, TrialState
+from ablab.report import index
+from ablab.report.index import Columns
 
 DAMAGED = "damaged"
 _STEP = re.compile(r"\[\s*([A-Z0-9]{1,8})\s*(?::\s*([A-Z0-9]{1,8})\s*)?\]")
 
 
+class Curves:
+    """What has rows by column: metrics over an axis."""
+
+    columns: Columns
+
+    def curve(self, key: str, axis: str = "step") -> tuple[np.ndarray, np.ndarray]:
+        """(axis, value) of a metric where both are finite."""
+        at, y = self.columns.get(key)
+        x = self.columns.axis(axis)[at]
+        known = np.isfinite(x) & np.isfinite(y)
+        return x[known], y[known]
+
+    def points(self, key: str, axis: str = "step") -> list[tuple[float, float]]:
+        """The same as pairs."""
+        return list(zip(*(side.tolist() for side in self.curve(key, axis)), strict=True))
+
+    def over(self, key: str, mode: str) -> float | None:
+        """All points of a metric as one number: `final`, `min`, `max`, `sum`, or `mean` weighted by the training
+        time that each stands for; None without a point.
+
+        While a pruner ramps up the network is denser than the one that is compared: the extremes are those at the last
+        sparsity.
+        """
+        seconds, values = self.curve(key, "train_s")
+        if not len(values):
+            seconds, values = self.curve(key, "wall_s")  # of a tracker, which has no other clock
+        if mode != "mean":
+            steps, values = self.curve(key)  # a row without a clock counts
+        if not len(values):
+            return None
+        if mode == "final":
+            return float(values[-1])
+        if mode == "mean":
+            weights = np.diff(seconds, prepend=0)
+            return float(np.average(values, weights=weights if weights.sum() > 0 else None))
+        at, levels = self.curve("sparsity/target")
+        if mode in ("min", "max") and len(levels):
+            values = values[steps >= at[np.argmax(levels == levels[-1])]]
+        return float({"min": np.min, "max": np.max, "sum": np.sum}[mode](values))
+
+
 @dataclass(frozen=True)
-class Trial:
+class Trial(Curves):
     """One trial.  `state` is the journal's, but `done` only if DONE verifies, and `damaged` if the journal
     says done and DONE does not; `reason` says why there is no result."""
 
     dir: rundir.TrialDir
     record: Mapping[str, Any]
-    state: str
-    reason: str
-    attempt: int
+    entry: Entry
+    rehash: bool = False
+    """Hash all that DONE vouches for, whatever the index knows."""
+
+    @cached_property
+    def _fate(self) -> tuple[str, str]:
+        flaw = self.dir.flaw() if self.rehash else index.flaw(self.dir)
+        if flaw is None:
+            return TrialState.DONE.value, ""
+        if self.entry.state is TrialState.DONE:
+            return DAMAGED, flaw
+        return self.entry.state.value, ": ".join(p for p in (self.entry.cls, self.entry.reason) if p)
+
+    @property
+    def state(self) -> str:
+        return self._fate[0]
+
+    @property
+    def reason(self) -> str:
+        return self._fate[1]
+
+    @property
+    def attempt(self) -> int:
+        return self.entry.attempt
+
+    @property
+    def campaign(self) -> str:
+        return self.dir.campaign.name
+
+    @property
+    def hash(self) -> str:
+        return str(self.record["hash"])
+
+    @property
+    def step(self) -> str | None:
+        return self.record["step"]
+
+    @property
+    def primary(self) -> tuple[str, str]:
+        """Key and mode of the metric that its campaign registered."""
+        metric = self.dir.campaign.content["registration"]["metric"]
+        return metric["key"], metric["mode"]
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Its rows by column, all attempts merged."""
+        return index.columns(self.dir)
 
     @property
     def id(self) -> str:
@@ -69,36 +158,56 @@ class Trial:
         """Symbol -> literal of its resolved configuration."""
         return {r.name: r.text for r in kconf.lex(self.dir.config).requests if r.name}
 
+    @property
+    def built(self) -> Mapping[str, Any]:
+        """What was built; empty before that."""
+        return self.dir.built() or {}
+
+    @cached_property
+    def manifest(self) -> Mapping[str, Any]:
+        """What ran; empty before that."""
+        return self.dir.manifest() or {}
+
+    @property
+    def final(self) -> Mapping[str, float]:
+        """Last values of what ranks a trial."""
+        return self.summary["final"] if self.summary else {}
+
+    @property
+    def arm(self) -> str:
+        """Step and axes, as contrasts name it; `base` in a plan of one configuration."""
+        return plan.arm_text(self.record["step"], self.record["axes"]) or "base"
+
+    @property
+    def base(self) -> Mapping[str, str]:
+        """The frozen configuration of its campaign, before steps and axes."""
+        return _base(self.dir.campaign.content["base"]["config"])
+
+    @property
+    def decays(self) -> bool:
+        """True if its learning rate falls until the end, so that an earlier row is no result."""
+        return self.values.get("SCHED_CONSTANT") != "y"
+
+    @property
+    def peak_gib(self) -> float | None:
+        return self.summary["perf"]["peak_mem_bytes"] / 2**30 if self.summary else None
+
+    def setter(self, symbol: str) -> str:
+        """The arm where step or axes change a symbol, else the base of the campaign."""
+        changed = any(text.startswith(f"CONFIG_{symbol}=") for text in self.record["overrides"])
+        return plan.arm_text(self.record["step"], self.record["axes"]) if changed else "base"
+
     def rows(self, *keys: str) -> list[dict[str, Any]]:
         """Its rows with these metrics, all attempts merged."""
         return list(rundir.rows(self.dir, keys or None))
 
-    def points(self, key: str, axis: str = "step") -> list[tuple[float, float]]:
-        """(axis, value) of a metric where it is finite."""
-        if (key, axis) not in self._points:
-            rows = (r for r in self.rows(key) if r["m"].get(key) is not None)
-            self._points[key, axis] = [(r[axis], r["m"][key]) for r in rows]
-        return self._points[key, axis]
-
-    @cached_property
-    def _points(self) -> dict[tuple[str, str], list[tuple[float, float]]]:
-        return {}
-
     def value(self, key: str, mode: str = "final") -> float | None:
-        """The metric at the end, its minimum or its maximum; None for a trial without it or not done.
-
-        While a pruner ramps up the network is denser than the one that is compared: the extremes are those at the last
-        sparsity.
-        """
+        """The metric as `over` has it; None for a trial without it or not done."""
         if self.summary is None:
             return None
         if mode == "final" and key in self.summary["final"]:
             return float(self.summary["final"][key])
-        levels = self.points("sparsity/target")
-        since = next((step for step, level in levels if level == levels[-1][1]), 0)
-        values = [value for step, value in self.points(key) if step >= since]
-        pick = {"final": lambda v: v[-1], "min": min, "max": max}[mode]
-        return float(pick(values)) if values else None
+        return self.over(key, mode)
 
 
 @dataclass(frozen=True)
@@ -188,11 +297,15 @@ class Loaded:
         return hashlib.sha256("\n".join(marks).encode()).hexdigest()
 
 
-def read(campaign: rundir.Campaign | Path) -> Loaded:
-    """Load a campaign.  Raises RunError when its plan is damaged; a damaged trial is listed, not raised."""
+def read(campaign: rundir.Campaign | Path, rehash: bool = False) -> Loaded:
+    """Load a campaign.  Raises RunError when its plan is damaged; a damaged trial is listed, not raised.
+
+    A trial whose DONE was verified before, and whose files have not changed since by inode, size and times, counts
+    as done; `rehash` hashes all of them again.
+    """
     folder = campaign if isinstance(campaign, rundir.Campaign) else rundir.Campaign.open(campaign)
     replay = Journal.of(folder).replay()
-    trials = tuple(_trial(t, replay) for t in folder.trials())
+    trials = tuple(Trial(t, t.record, replay.entry(t.name), rehash) for t in folder.trials())
     arms: dict[str, list[Trial]] = {}
     for t in trials:
         arms.setdefault(plan.arm_text(t.record["step"], t.record["axes"]), []).append(t)
@@ -200,14 +313,9 @@ def read(campaign: rundir.Campaign | Path) -> Loaded:
     return Loaded(folder, folder.content, trials, made, replay)
 
 
-def _trial(folder: rundir.TrialDir, replay: Replay) -> Trial:
-    entry, flaw = replay.entry(folder.name), folder.flaw()
-    state, reason = entry.state.value, ": ".join(p for p in (entry.cls, entry.reason) if p)
-    if flaw is None:
-        state, reason = TrialState.DONE.value, ""
-    elif entry.state is TrialState.DONE:
-        state, reason = DAMAGED, flaw
-    return Trial(folder, folder.record, state, reason, entry.attempt)
+@cache
+def _base(config: str) -> Mapping[str, str]:
+    return {r.name: r.text for r in kconf.lex(Path(), config).requests if r.name}
 
 
 def _arm(text: str, trials: Sequence[Trial]) -> Arm:
