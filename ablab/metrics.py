@@ -54,6 +54,29 @@ memory/reserved_peak_gib | GiB | v | m | device memory held by the allocator, pe
 memory/host_rss_gib | GiB | v | m | resident memory of the process, peak since the last row
 memory/num_ooms | count | v | s | allocations that failed
 memory/{weights,grads,optimizer,masks}_gib | GiB | v | l | tensors of one kind, walked after step 2
+gpu/{compute_util_avg,memory_util_avg} | % | - | t | time a kernel runs, time the memory controller is active
+gpu/{sm_util_avg,tensor_util_avg,dram_util_avg} | % | - | t | counters: SMs, tensor cores, DRAM bandwidth
+gpu/memory_used_avg_gb | GB | - | t | memory in use, mean over our devices
+gpu/{memory_used_total_gb,memory_total_gb,memory_own_gb} | GB | - | t | sum over devices: in use, there, of the trial
+gpu/{power_w,power_limit_w} | W | v | t | sum over our devices
+gpu/energy_j | J | v | s | by the counters of our devices, else integrated power
+gpu/temp_max_c | C | v | m | of the hottest of our devices
+gpu/throttle_pct | % | v | t | samples with a throttle reason, mean over our devices
+gpu/{sm_mhz,mem_mhz} | MHz | - | t | clocks, mean over our devices
+gpu/load_cv | % | v | t | deviation of the busy time between our devices over its mean
+gpu/shared | 0/1 | v | m | 1 if a foreign process used one of our devices
+gpu/coverage | 0..1 | ^ | t | share of the window that was sampled
+gpu/<i>/{compute_util_avg,memory_util_avg,sm_util_avg,tensor_util_avg,dram_util_avg} | % | - | t | of one device
+gpu/<i>/{memory_used_avg_gb,memory_total_gb,memory_own_gb} | GB | - | t | of one device, in the order of the manifest
+gpu/<i>/{power_w,power_limit_w} | W | v | t | of one device
+gpu/<i>/energy_j | J | v | s | of one device
+gpu/<i>/temp_max_c | C | v | m | of one device
+gpu/<i>/throttle_pct | % | v | t | of one device
+gpu/<i>/{sm_mhz,mem_mhz} | MHz | - | t | of one device
+gpu/<i>/shared | 0/1 | v | m | of one device
+host/{cpu_pct,loader_cpu_pct} | % | - | t | CPU time of the processes of the trial, of its children; 100 is one core
+host/ram_used_gib | GiB | - | t | resident memory of the processes of the trial
+host/coverage | 0..1 | ^ | t | share of the window that was sampled
 final/val_loss | nats/token | v | l | val_loss at the end of the budget
 final/best_val_loss | nats/token | v | l | val_loss of the best evaluation, with pruning of the last sparsity
 final/best_val_perplexity | 1 | v | l | exp of final/best_val_loss

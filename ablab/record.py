@@ -10,7 +10,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -136,12 +136,20 @@ def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
         },
         "code": {**provenance.code(), "modules": provenance.modules(), "remote": loop.cfg.sys.public_remote},
         "software": provenance.software() | versions,
-        "devices": [_device(d) for d in here.devices] if gpu else [],
+        "devices": [_device(d) for d in opened(here.devices, loop.device)] if gpu else [],
         "cpu": {"model": here.cpu, "cores": list(here.cores), "memory_bytes": here.memory_bytes},
         "env": provenance.environment(),
         "neighbours": sorted(running - {a.trial.name}),
         "resume": None,
     }
+
+
+def opened(found: Sequence[machine.Device], device: torch.device) -> list[machine.Device]:
+    """The devices of an inventory that torch computes on, by UUID: what else is visible is not the trial's.  All of
+    them where torch and the driver name devices differently."""
+    name = str(torch.cuda.get_device_properties(device).uuid).lower()
+    mine = [d for d in found if name in (d.uuid.lower(), d.uuid.lower().partition("-")[2])]
+    return mine or list(found)
 
 
 def _device(d: machine.Device) -> dict[str, Any]:

@@ -8,7 +8,7 @@
     results/.index/<campaign>/            derived by report/index.py, which alone reads it
     results/<campaign>/                   Campaign
       campaign.json auto.json amend-001.json status.json journal.jsonl journal.lock forecast.jsonl reserve.bin
-      control/stop  report/
+      control/{stop sampler.log sampler-<boot>.lock}  report/
       mirror/<tracker>{.json,.cursor,.log,.lock,/}  what one tracker was sent (Mirror)
       trials/<id>-<hash8>/                TrialDir; its name is the key of the trial in journal and rows
         config lease.json manifest.json built.json status.json summary.json DONE
@@ -81,7 +81,8 @@ SCHEMAS = {
     "done": "trial:h attempt:i lease:i campaign:h files{*{sha256:h bytes:i}}",
     "checkpoint": "step:i attempt:i files{*{sha256:h bytes:i}}",
     "metrics": "trial attempt:i resumed_at_step:i",
-    **dict.fromkeys(("telemetry", "contracts"), "trial attempt:i"),
+    "contracts": "trial attempt:i",
+    "telemetry": "trial attempt:i period_ms:i",
     "forecasts": "tree:h machine made{*{mem_gib[:f] hours?[:f] items{:i} steps:i?}}",
     "mirror": "tracker state sent:i left:i recomputed:i error?",
     "cursor": "tracker",
@@ -353,10 +354,15 @@ class Campaign(_Folder):
         self.forecast = path / "forecast.jsonl"
         self.reserve = path / "reserve.bin"
         self.stop_file = path / "control" / "stop"
+        self.sampler_log = path / "control" / "sampler.log"
         self.mirror = path / "mirror"
         self.report = path / "report"
         self.certificate = self.report / "certificate.json"
         self.index = path.parent / ".index" / path.name
+
+    def sampler_lock(self, boot_id: str) -> Path:
+        """What the one sampler of a host, told by its boot, holds."""
+        return self.path / "control" / f"sampler-{hashlib.sha256(boot_id.encode()).hexdigest()[:12]}.lock"
 
     @classmethod
     def create(

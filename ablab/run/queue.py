@@ -23,6 +23,7 @@ from typing import Any
 from ablab import kconf, machine
 from ablab.journal import RERUN, Journal, Replay, TrialState, Watch
 from ablab.run import _display, _forecast, local, mirror
+from ablab.run._sampling import Sampling
 from ablab.rundir import Campaign, DiskFullError, RunError, TrialDir, patiently
 
 TICK_S = 0.2
@@ -138,6 +139,7 @@ class Runner:
         self.job = f"{os.getpid()}:{machine.proc_start(os.getpid())}"
         self.hearts = Watch(policy["grace_s"])
         self.screen = _display.Screen(campaign, self.names, options.tty, options.verbose)
+        self.sampling = Sampling(campaign)
         self.mine: dict[str, _Running] = {}
         self.halt = 0
         """The signal to forward, once we stop."""
@@ -161,6 +163,7 @@ class Runner:
             if due:
                 self.looked = time.monotonic()
                 self.look()
+                self.sampling.keep()
             self.launch()
             if self.idle():
                 break
@@ -169,6 +172,7 @@ class Runner:
             self.screen.tick([r.trial for r in self.mine.values()])
             sentinels = [r.child.process.sentinel for r in self.mine.values() if r.child.process]
             connection.wait(sentinels, TICK_S) if sentinels else time.sleep(TICK_S)
+        self.sampling.stop()
         self.screen.clear()
 
     def conclude(self) -> int:

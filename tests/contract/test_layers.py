@@ -36,6 +36,8 @@ L2 = {
     "dist",
     "forecast",
     "infer",
+    "sampler",
+    "peaks",
 }
 L3 = {"run", "report", "verify"}
 OUTSIDE = {"torch", "numpy", "safetensors", "kconfiglib", "menuconfig", "matplotlib", "tiktoken", "datasets"}
