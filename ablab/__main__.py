@@ -22,7 +22,7 @@ PLAN = f"SEEDS SWEEP STEPS TRACKER JOBS KEEP_GOING O {BUDGET}"
 RUN = "NAME CHECK NEW YES"
 TABLE = "table json csv"
 ASK_FROM = 9  # trials from which a start at a terminal is confirmed once
-FLAGS = "ALL CHECK COMMIT_ONLY DDP DROP DRY_RUN FRESH NEW V YES"
+FLAGS = "ALL CHECK COMMIT_ONLY DDP DROP DRY_RUN FRESH FULL NEW V YES"
 ALLOWED = {  # variable -> (pattern of its whole value, what that is), for those that no symbol takes
     **dict.fromkeys(FLAGS.split(), ("[01]", "0 or 1")),
     **dict.fromkeys(
@@ -517,6 +517,50 @@ def _(v: Vars) -> int:
     from ablab.verify import reproduce
 
     return reproduce.reproduce(Path(need(v, "CERT")), v.get("TRIAL"), v.get("YES") == "1")
+
+
+@verb("gpu", "A+", takes="FULL O", forms=TABLE)
+def _(v: Vars) -> int:
+    """Busy time, memory activity and memory of the devices of trials, and CPU and RAM: mean, median, p5, p95, max of
+    all samples, hints and what limits them; FULL=1 adds power, energy, temperature, clocks, throttling, foreign
+    processes.  Exit 1 if no trial has telemetry."""
+    from ablab.report import gpu, query
+
+    trials, full = query.resolve(results(v), need(v, "A").split()), v.get("FULL") == "1"
+    found = gpu.table(trials, full)
+    said = [gpu.remarks(t, full) for t in trials if gpu.telemetry(t)]
+    if v.get("FORMAT", "table") == "csv":
+        return table(v, found)
+    show(v, "\n".join([found.text(), *map(gpu.text, said)]), {"table": json.loads(found.json()), "trials": said})
+    return 0 if found.rows else 1
+
+
+@verb("telemetry", "DO OUT")
+def _(v: Vars) -> int:
+    """DO=record OUT=file.json: what the libraries, files and commands of this machine tell of its devices, with
+    identities hashed, as the tests read it."""
+    from ablab.telemetry import _tape
+
+    if need(v, "DO") != "record":
+        raise kconf.ConfigError([f"make line: error: DO={v['DO']}: not record"])
+    path = Path(need(v, "OUT"))
+    path.write_text(_tape.record(pause=lambda: time.sleep(1)))
+    return show(v, f"recorded: {path}; look at it before you share it")
+
+
+@verb("machine", "DO")
+def _(v: Vars) -> int:
+    """DO=bench: measure matrix products and copies of the CPU and each GPU, for the verdicts of `make gpu`."""
+    if need(v, "DO") != "bench":
+        raise kconf.ConfigError([f"make line: error: DO={v['DO']}: not bench"])
+    from ablab import machine, peaks
+
+    found = peaks.bench()
+    lines = [
+        f"{k}: bf16 {p['bf16']:.4g} TFLOP/s, fp32 {p['fp32']:.4g} TFLOP/s, copy {p['gbs']:.4g} GB/s"
+        for k, p in found.items()
+    ]
+    return show(v, "\n".join([*lines, f"kept in {machine.peaks_file()}"]), found)
 
 
 @verb("metrics")

@@ -20,7 +20,7 @@ from ablab import config, dist, forecast, kconf, machine, plugin
 from ablab.bind import BindError, origins
 from ablab.config import RunConfig
 from ablab.data import DataError
-from ablab.forecast import Gpu
+from ablab.machine import Gpu
 from ablab.model._flow import FlowError
 from ablab.plugin import EffectError
 from ablab.rig import BLOCK, MICRO, CheckError, Rig, alone_and_together, shrunk

@@ -5,7 +5,6 @@ import math
 import re
 import time
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 
@@ -13,39 +12,8 @@ from ablab import build, config
 from ablab.config import Amp, Device, RunConfig, Switch, total_steps
 from ablab.data import DataError
 from ablab.kconf import ranked
+from ablab.machine import PEAKS, Gpu, listed
 
-
-class Gpu(NamedTuple):
-    """One device, from the maker's datasheet."""
-
-    bf16: float
-    """Dense TFLOP/s."""
-    fp32: float
-    """By TF32 where there is TF32."""
-    gib: float
-
-
-# Datasheets, 2026-11.  The first name that fits counts.  An MI250 is two devices: half of its datasheet.
-PEAKS = {
-    "H200": Gpu(989.0, 495.0, 141),
-    "H100 PCIe": Gpu(756.0, 378.0, 80),
-    "H100 NVL": Gpu(835.0, 418.0, 94),
-    "H100": Gpu(989.0, 495.0, 80),
-    "B200": Gpu(2250.0, 1125.0, 180),
-    "A100-SXM4-80GB": Gpu(312.0, 156.0, 80),
-    "A100 80GB": Gpu(312.0, 156.0, 80),
-    "A100": Gpu(312.0, 156.0, 40),
-    "A10G": Gpu(70.0, 35.0, 24),
-    "L40S": Gpu(362.0, 183.0, 48),
-    "L40": Gpu(181.0, 90.5, 48),
-    "L4": Gpu(121.0, 60.0, 24),
-    "RTX 4090": Gpu(165.0, 83.0, 24),
-    "RTX 3090": Gpu(71.0, 36.0, 24),
-    "MI300X": Gpu(1307.0, 654.0, 192),
-    "MI250X": Gpu(191.5, 47.9, 64),
-    "MI250": Gpu(181.0, 45.3, 64),
-    "W7900": Gpu(123.0, 61.0, 48),
-}
 USABLE = 0.93  # of the datasheet's memory: error correction and the driver take up to 7 %
 GIB = 1 << 30
 BASE_GIB = (0.3, 0.8)  # of a process: torch on a CPU; torch and a CUDA context
@@ -64,11 +32,6 @@ def peak(cfg: RunConfig, device: torch.device) -> float | None:
     return found[0 if half else 1] * 1e12 if found and (half or cfg.sys.tf32) else None
 
 
-def listed(name: str) -> Gpu | None:
-    """The GPU that torch calls `name`."""
-    return next((gpu for key, gpu in PEAKS.items() if key in name), None)
-
-
 def named(text: str) -> Gpu:
     """The GPU that a user calls `text`, whatever the case, blanks and dashes.  Raises ValueError."""
     known = {_plain(key): key for key in PEAKS}
@@ -84,7 +47,7 @@ def _plain(name: str) -> str:
 
 def present() -> Gpu:
     """The first GPU of this machine, with the memory that torch sees."""
-    found = listed(torch.cuda.get_device_name(0)) or Gpu(0.0, 0.0, 0)
+    found = listed(torch.cuda.get_device_name(0)) or Gpu(0.0, 0.0, 0, 0, 0)
     return found._replace(gib=torch.cuda.get_device_properties(0).total_memory / GIB / USABLE)
 
 

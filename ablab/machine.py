@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 Run = Callable[[Sequence[str]], str]
 """Runs a command and returns what it prints; '' when it fails or is not there."""
@@ -40,6 +41,82 @@ class Machine:
     devices: tuple[Device, ...]
     host: str
     boot_id: str
+
+
+class Gpu(NamedTuple):
+    """Peaks of one device."""
+
+    bf16: float
+    """Dense TFLOP/s."""
+    fp32: float
+    """By TF32 where there is TF32."""
+    gib: float
+    gbs: float
+    """Memory bandwidth, 1e9 bytes a second."""
+    watts: float
+    """Of the board at full load."""
+
+
+CATALOGUE = "datasheets of the makers, 2026-11"
+# The first name that fits counts.  An MI250 is two devices: half of its datasheet.
+PEAKS = {
+    "H200": Gpu(989.0, 495.0, 141, 4800, 700),
+    "H100 PCIe": Gpu(756.0, 378.0, 80, 2000, 350),
+    "H100 NVL": Gpu(835.0, 418.0, 94, 3900, 400),
+    "H100": Gpu(989.0, 495.0, 80, 3350, 700),
+    "B200": Gpu(2250.0, 1125.0, 180, 8000, 1000),
+    "A100-SXM4-80GB": Gpu(312.0, 156.0, 80, 2039, 400),
+    "A100 80GB": Gpu(312.0, 156.0, 80, 1935, 300),
+    "A100": Gpu(312.0, 156.0, 40, 1555, 400),
+    "A10G": Gpu(70.0, 35.0, 24, 600, 300),
+    "L40S": Gpu(362.0, 183.0, 48, 864, 350),
+    "L40": Gpu(181.0, 90.5, 48, 864, 300),
+    "L4": Gpu(121.0, 60.0, 24, 300, 72),
+    "RTX 4090": Gpu(165.0, 83.0, 24, 1008, 450),
+    "RTX 3090": Gpu(71.0, 36.0, 24, 936, 350),
+    "MI300X": Gpu(1307.0, 654.0, 192, 5300, 750),
+    "MI250X": Gpu(191.5, 47.9, 64, 1638, 280),
+    "MI250": Gpu(181.0, 45.3, 64, 1638, 280),
+    "W7900": Gpu(123.0, 61.0, 48, 864, 295),
+}
+
+
+def listed(name: str) -> Gpu | None:
+    """The GPU that torch calls `name`, by its datasheet."""
+    return next((gpu for key, gpu in PEAKS.items() if key in name), None)
+
+
+def peaks_file() -> Path:
+    """Where the peaks that this user has measured lie, of all machines that share the home."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "ablab" / "peaks.json"
+
+
+def peaks_key(name: str, driver: str | None, cap_w: float | None) -> str:
+    """A device as peaks know it: another driver or power cap is another device."""
+    return f"{name}, driver {driver or '-'}, cap {f'{cap_w:.0f} W' if cap_w else '-'}"
+
+
+def benched(name: str, driver: str | None, cap_w: float | None) -> Gpu | None:
+    """The peaks that `ablab machine bench` found for a device, None if it has not been run or its file is damaged."""
+    try:
+        found: dict[str, Any] = json.loads(peaks_file().read_text())[peaks_key(name, driver, cap_w)]
+        return Gpu(*(float(found[field]) for field in Gpu._fields))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def power_cap(device: Device, run: Run | None = None, root: Path = Path("/")) -> float | None:
+    """Watts that a device may take, None where nothing tells."""
+    if device.kind == "cuda":
+        query = ["nvidia-smi", f"--id={device.uuid}", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
+        text = (run or command)(query).strip()
+        return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
+    for folder in root.glob("sys/class/drm/card[0-9]*/device"):
+        if f"GPU-{_text(folder / 'unique_id')}" == device.uuid:
+            caps = [_text(p) for p in folder.glob("hwmon/hwmon*/power1_cap")]
+            return int(caps[0]) / 1e6 if caps and caps[0].isdecimal() else None
+    return None
 
 
 def inventory(run: Run | None = None, root: Path = Path("/"), env: dict[str, str] | None = None) -> Machine:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ablab import build, config, forecast
+from ablab import build, config, forecast, machine
 from tests import trial as tiny
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_a_smaller_micro_batch_is_offered_where_one_fits(tmp_path):
     cfg = load(tmp_path, "CONFIG_TRAIN_BATCH_MICRO=4\nCONFIG_MODEL_GPT_BLOCK=2048\nCONFIG_MODEL_GPT_VOCAB=50304\n")
     needs = {n: forecast.memory(cfg, 256, n) for n in (1, 2, 4)}
     room = (needs[2].mem_gib[1] + needs[4].mem_gib[0]) / 2
-    gpu = forecast.Gpu(1.0, 1.0, room / forecast.USABLE)
+    gpu = machine.Gpu(1.0, 1.0, room / forecast.USABLE, 1.0, 1.0)
     assert needs[2].mem_gib[1] < room < needs[4].mem_gib[0]
     assert forecast.verdict(cfg, 256, needs[4], gpu).startswith("does not fit: ")
     assert forecast.verdict(cfg, 256, needs[4], gpu).endswith("; CONFIG_TRAIN_BATCH_MICRO=2 fits")
@@ -119,7 +119,7 @@ def test_the_peak_of_a_real_process_is_in_the_band(tmp_path):
 
 @pytest.mark.parametrize(("text", "name"), [("a10g", "A10G"), ("rtx-4090", "RTX 4090"), ("h100PCIe", "H100 PCIe")])
 def test_a_user_may_write_a_gpu_in_any_case(text, name):
-    assert forecast.named(text) == forecast.PEAKS[name]
+    assert forecast.named(text) == machine.PEAKS[name]
 
 
 def test_an_unknown_gpu_lists_the_known_ones():
@@ -161,7 +161,7 @@ def test_an_unknown_device_has_no_hours(tmp_path):
     ],
 )
 def test_a_listed_device_has_its_own_peak(name, bf16):
-    assert forecast.listed(name)[0] == bf16
+    assert machine.listed(name)[0] == bf16
 
 
 def test_a_cpu_is_measured(tmp_path):
