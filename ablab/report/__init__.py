@@ -7,11 +7,15 @@ from ablab.rundir import Campaign
 
 
 def build(campaign: Campaign | Path) -> Path:
-    """Write the report of a campaign, finished or not, below its report/; returns the path of report.md."""
+    """Write the report of a campaign, finished or not, below its report/: a pure function of the folder.  Returns the
+    path of report.md."""
     # numpy and matplotlib take a second to import and `make help` has no use for them
-    from ablab.report import page
+    from ablab.report import load, page, web
 
-    return page.build(campaign)
+    c = load.read(campaign)
+    verdicts = page.judge(c)
+    web.build(c, verdicts, page.build(c, verdicts))
+    return c.dir.report / "report.md"
 
 
 def summary_table(campaign: Campaign | Path) -> str:

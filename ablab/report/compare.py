@@ -15,7 +15,7 @@ from ablab.report.query import QueryError
 from ablab.report.table import Cell, Table, line, merge
 
 NOT_COMPARABLE = "NOT COMPARABLE"
-_HASH = re.compile(r"\b[0-9a-f]{64}\b")
+HASH = re.compile(r"\b[0-9a-f]{64}\b")
 # field of the manifest that must be equal -> prefixes of the symbols that may declare a difference
 _PROTOCOL: dict[str, tuple[str, ...]] = {
     "budget.kind": (),
@@ -93,12 +93,22 @@ def _arms(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
     return arms
 
 
-def _compare(a: Sequence[Trial], b: Sequence[Trial], keys: Sequence[str], anyway: bool) -> Comparison:
+def differences(a: Sequence[Trial], b: Sequence[Trial]) -> list[tuple[str, Cell, Cell, str]]:
+    """Symbols, and fields of the done trials, that differ between two arms: each `declared` or `undeclared`."""
     done = [[t for t in side if t.is_done] for side in (a, b)]
     symbols = list(_symbols(a[0], b[0]))
     declared = [name for name, _, _, how in symbols if how == "declared"]
-    rows = symbols + (list(_protocol(*done, declared)) if all(done) else [])
-    undeclared = tuple(f"{name}: {x} | {y}: {_remedy(name, x, y)}" for name, x, y, how in rows if how != "declared")
+    return symbols + (list(_protocol(*done, declared)) if all(done) else [])
+
+
+def undeclared(rows: Sequence[tuple[str, Cell, Cell, str]]) -> tuple[str, ...]:
+    """Those of `differences` that nobody declared, each with what to do."""
+    return tuple(f"{name}: {x} | {y}: {_remedy(name, x, y)}" for name, x, y, how in rows if how != "declared")
+
+
+def _compare(a: Sequence[Trial], b: Sequence[Trial], keys: Sequence[str], anyway: bool) -> Comparison:
+    done = [[t for t in side if t.is_done] for side in (a, b)]
+    rows = differences(a, b)
     names = [
         f"{next(iter(_arms(s)))} of {s[0].dir.campaign.name} (n={len(d)} of {len(s)})"
         for s, d in ((a, done[0]), (b, done[1]))
@@ -106,8 +116,8 @@ def _compare(a: Sequence[Trial], b: Sequence[Trial], keys: Sequence[str], anyway
     return Comparison(
         f"base {names[0]}, other {names[1]}",
         merge(("what", "base", "other", "treatment"), rows),
-        undeclared,
-        _values(*done, keys) if anyway or not undeclared else None,
+        found := undeclared(rows),
+        _values(*done, keys) if anyway or not found else None,
         tuple(f"{t.id} of {t.dir.campaign.name} ({t.state})" for t in (*a, *b) if not t.is_done),
     )
 
@@ -130,7 +140,7 @@ def _protocol(a: Sequence[Trial], b: Sequence[Trial], declared: Sequence[str]) -
     for name in facts[0][0]:
         x, y = (" / ".join(dict.fromkeys(str(f[name]) for f in side)) for side in facts)
         if x != y or " / " in x:
-            x, y = (_HASH.sub(lambda m: m[0][:12], side) for side in (x, y))
+            x, y = (HASH.sub(lambda m: m[0][:12], side) for side in (x, y))
             is_treatment = any(symbol.startswith(_PROTOCOL[name]) for symbol in declared)
             yield name, x, y, "declared" if is_treatment else "undeclared"
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """report.md of a campaign with its tables and figures, and the short table for the terminal."""
 
+import hashlib
+import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,10 +34,8 @@ CAPTIONS = {
 }
 
 
-def build(campaign: rundir.Campaign | Path) -> Path:
-    """Write report.md, table.csv, base.config and the figures; a pure function of the folder."""
-    c = load.read(campaign)
-    verdicts = judge(c)
+def build(c: Loaded, verdicts: Sequence[Verdict]) -> list[str]:
+    """Write report.md, table.csv, base.config and the figures, whose names it returns."""
     folder = c.dir.report
     folder.mkdir(exist_ok=True)
     figures = draw(c, verdicts)
@@ -46,7 +46,25 @@ def build(campaign: rundir.Campaign | Path) -> Path:
     rundir.write_bytes(folder / "table.csv", trial_table(c).csv().encode())
     rundir.write_bytes(folder / "base.config", c.content["base"]["config"].encode())
     rundir.write_bytes(folder / "report.md", page.encode())
-    return folder / "report.md"
+    return figures
+
+
+def certificate(c: rundir.Campaign) -> str | None:
+    """Id of the certificate of a campaign if one was issued and is what its id says, else None."""
+    try:
+        found = json.loads((c.report / "certificate.json").read_bytes())
+        body = {k: v for k, v in found.items() if k not in ("id", "signature")}
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        is_valid = found["verdict"] == "issued" and found["id"] == hashlib.sha256(text.encode()).hexdigest()
+        return str(found["id"]) if is_valid else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def banners(c: Loaded, placebo: Sequence[tuple[str, bool]]) -> list[str]:
+    """What stands on top of every page."""
+    issued = certificate(c.dir)
+    return [BANNER] * (not issued) + [f"PLACEBO VERDICT: {text}" for text, is_bad in placebo if is_bad]
 
 
 # What is known
@@ -177,16 +195,16 @@ def summary_table(campaign: rundir.Campaign | Path) -> str:
         rows += [] if arm.text in against else [(*head, None, None, "", "")]
     columns = ("arm", "title", "n", "mean", "sd", "difference", "%", "", "verdict")
     table = merge(columns, rows, SPREAD | {"difference": "+#.4g", "%": "+.2f"})
-    lost = [line(f"no result: {_fate(t)} {_reason(c, t)}") for t in c.trials if t.is_lost]
-    return "\n".join([f"{c.name}: {_metric(c)}", table.text(), *lost, BANNER])
+    lost = [line(f"no result: {_fate(t)} {reason(c, t)}") for t in c.trials if t.is_lost]
+    return "\n".join([f"{c.name}: {metric_text(c)}", table.text(), *lost, *banners(c, [])])
 
 
-def _metric(c: Loaded) -> str:
+def metric_text(c: Loaded) -> str:
     better = f", {c.metric.better} is better" if c.metric.better else ""
     return f"{c.key} ({c.metric.unit}{better}), {c.mode}"
 
 
-def _reason(c: Loaded, t: Trial) -> str:
+def reason(c: Loaded, t: Trial) -> str:
     return f"has no finite {c.key}" if t.is_done else t.reason.replace(f"{c.dir.path}/", "")
 
 
@@ -201,7 +219,7 @@ def draw(c: Loaded, verdicts: Sequence[Verdict]) -> list[str]:
         "query": {"campaign": c.name, "metric": c.key, "mode": c.mode, "x": axis[0]},
         "trials": [t.id for t in c.trials if t.is_done],
         "inputs": c.inputs(),
-        "certificate": "uncertified",
+        "certificate": certificate(c.dir) or "uncertified",
     }
     label, drawn = f"{c.key} ({c.metric.unit})", []
     arms = [
@@ -212,7 +230,7 @@ def draw(c: Loaded, verdicts: Sequence[Verdict]) -> list[str]:
     if curves.curves:
         drawn.append(_save.save(c.dir.report, "loss_curves", curves, loss_curves.draw, origin))
     if any(v.effect is not None for v in verdicts):
-        title, margin = f"{_metric(c)}: left minus right", c.registered["margin"]
+        title, margin = f"{metric_text(c)}: left minus right", c.registered["margin"]
         forest = ablation_forest.info(title, f"difference of {label}", margin, verdicts)
         drawn.append(_save.save(c.dir.report, "ablation_forest", forest, ablation_forest.draw, origin))
     return drawn
@@ -223,27 +241,27 @@ def draw(c: Loaded, verdicts: Sequence[Verdict]) -> list[str]:
 
 def markdown(c: Loaded, verdicts: Sequence[Verdict], figures: Sequence[str]) -> str:
     """The whole page."""
-    question, placebo = c.registered["question"], _placebo(c)
+    question, placebo = c.registered["question"], placebo_tests(c)
     parts = [
         f"# {escape(c.name)}",
-        *(f"> **{escape(text)}**." for text in (BANNER, *(f"PLACEBO VERDICT: {t}" for t, bad in placebo if bad))),
+        *(f"> **{escape(text)}**." for text in banners(c, placebo)),
         f"**Question.** {escape(question)}" if question else "No question was registered.",
-        _bullets(_facts(c)),
+        _bullets(facts(c)),
         "## Verdicts",
         verdict_table(c, verdicts).markdown() if verdicts else "No contrast: nothing is compared here.",
         "## Arms",
-        f"{escape(_metric(c))}. Only done trials count; sd, min, max: over seeds; cost: mean of a trial.",
+        f"{escape(metric_text(c))}. Only done trials count; sd, min, max: over seeds; cost: mean of a trial.",
         arm_table(c).markdown(),
         "## Trials without a result",
         _without(c),
         "## Figures",
         "\n\n".join(map(_figure, figures)) or "None: no trial is done.",
         "## Not tested",
-        _bullets(_untested(c, verdicts, placebo)),
+        _bullets(untested(c, verdicts, placebo)),
         "## Methods",
-        _bullets(_methods(c)),
+        _bullets(methods(c)),
         "## Reproduction",
-        "\n".join(f"    {text}" for text in _commands(c)),
+        "\n".join(f"    {text}" for text in commands(c)),
         f"Inputs `{c.inputs()}`. All trials with all their numbers: [table.csv](table.csv).",
     ]
     return "\n\n".join(parts) + "\n"
@@ -258,13 +276,13 @@ def _figure(name: str) -> str:
     return f"![{name}]({name}.png)\n\n{CAPTIONS[name]} {files}"
 
 
-def _facts(c: Loaded) -> Iterable[str]:
+def facts(c: Loaded) -> Iterable[str]:
     r, code, study, data = c.registered, c.content["code"], c.content["study"], c.content["data"]
     states = Counter(t.state for t in c.trials)
     count = ", ".join(f"{n} {state}" for state, n in states.items())
     yield f"Trials: {states['done']} of {len(c.trials)} done; {count}"
     pairing = ", paired" if r["paired"] else ""
-    yield f"Metric: {_metric(c)}; budget: {r['budget']}; seeds: {r['seeds']}{pairing}"
+    yield f"Metric: {metric_text(c)}; budget: {r['budget']}; seeds: {r['seeds']}{pairing}"
     if study:
         yield f"Study: {study['name']} ({study['sha256'][:12]}), {c.content['kind']}"
     if not r["as_written"]:
@@ -275,6 +293,8 @@ def _facts(c: Loaded) -> Iterable[str]:
     yield from (f"Hardware: {name}, {n} trials" for name, n in sorted(devices.items()))
     dirty = ", with changes that are not committed" if code["dirty"] else ""
     yield f"Code: {code['commit'] or 'no commit'}{dirty} (tree {code['tree'][:12]})"
+    if issued := certificate(c.dir):
+        yield f"Certificate: {issued}"
     yield f"Started: {c.content['created']}"
     if added := len(c.trials) - len(c.content["trials"]):
         why = ", ".join(n["reason"] for n in c.replay.notes if n["kind"] == "amend")
@@ -284,19 +304,19 @@ def _facts(c: Loaded) -> Iterable[str]:
 
 def _without(c: Loaded) -> str:
     trials = [t for t in c.trials if t.value(c.key, c.mode) is None]
-    rows = [(t.id, "no value" if t.is_done else t.state, t.attempt, _reason(c, t), t.place) for t in trials]
+    rows = [(t.id, "no value" if t.is_done else t.state, t.attempt, reason(c, t), t.place) for t in trials]
     table = merge(("trial", "state", "attempts", "reason", "path"), rows)
     return table.markdown() if rows else "None: every trial of the plan is done."
 
 
-def _placebo(c: Loaded) -> list[tuple[str, bool]]:
+def placebo_tests(c: Loaded) -> list[tuple[str, bool]]:
     """A line for each A/A arm, and whether the test sees a difference that cannot be there."""
     found = [v for v in placebos(c) if v.effect is not None]
     text = "{} against {}: {:+.4g}, unpaired p {:.3g}, {}"
     return [(text.format(v.contrast.left, v.contrast.right, v.effect, v.p, v.word), v.is_different) for v in found]
 
 
-def _untested(c: Loaded, verdicts: Sequence[Verdict], placebo: Sequence[tuple[str, bool]]) -> Iterable[str]:
+def untested(c: Loaded, verdicts: Sequence[Verdict], placebo: Sequence[tuple[str, bool]]) -> Iterable[str]:
     """What a reader might take as shown and is not."""
     seeds, data, check = [t.seed for t in c.trials], c.content["data"]["name"], c.content["check"]["verdict"]
     yield f"data other than {data}, other budgets, seeds outside {min(seeds)} to {max(seeds)}"
@@ -312,7 +332,7 @@ def _untested(c: Loaded, verdicts: Sequence[Verdict], placebo: Sequence[tuple[st
         yield f"the dry run: its verdict is {check!r}"
 
 
-def _methods(c: Loaded) -> Iterable[str]:
+def methods(c: Loaded) -> Iterable[str]:
     r, sides = c.registered, {1: "one", 2: "two"}[c.registered["sides"]]
     paired = "all 2^n sign flips of the mean paired difference (10^6 drawn ones above n = 20)"
     unpaired = "all permutations of the two arms (10^6 drawn ones above 11 trials an arm)"
@@ -329,7 +349,7 @@ def _methods(c: Loaded) -> Iterable[str]:
     yield "Seeds still needed: normal approximation, 80 % power at the effect seen"
 
 
-def _commands(c: Loaded) -> Iterable[str]:
+def commands(c: Loaded) -> Iterable[str]:
     """From a checkout to a campaign of the same plan; base.config holds the rest of the make line."""
     given = {k: line(v).replace("$", "$$") for k, v in c.content["make_vars"].items() if k in ("SEEDS", "SWEEP")}
     code = c.content["code"]

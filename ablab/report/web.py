@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: MIT
+"""report.html and a page for each trial: one JSON model in a page that loads nothing, drawn by page.js.
+
+A page is safe against its content: a policy that allows the hashes of our script and style alone, data in
+application/json blocks, and a script that only ever sets text.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from ablab import kconf, metrics, plan, rundir
+from ablab.report import compare, page
+from ablab.report.load import Arm, Loaded, Trial
+from ablab.report.stats import Verdict
+from ablab.report.table import Table, line, merge, shown
+
+POINTS = 400  # of a curve at most
+BUDGET = 60_000  # points of all curves of report.html
+PAGE_BYTES = 60_000  # of a trial page
+LOG_LINES, LOG_BYTES = 60, 8_000
+FIRST = ("val_loss", "train_loss", "learning_rate", "grad_norm", "sparsity", "train/tok_per_sec", "train/mfu")
+FEW = 300  # trials up to which report.html has curves of more than the metric of the campaign
+AXES = {
+    "step": "optimizer steps",
+    "tokens": "training tokens",
+    "train_s": "seconds of training",
+    "wall_s": "seconds in all",
+    "flops": "FLOPs of the model",
+}
+Model = dict[str, Any]
+
+
+def build(c: Loaded, verdicts: Sequence[Verdict], figures: Sequence[str]) -> list[Path]:
+    """Write report.html and trials/<id>.html; returns what was written, which leaves out what had not changed."""
+    folder = c.dir.report / "trials"
+    folder.mkdir(parents=True, exist_ok=True)
+    base, written = base_values(c), []
+    for t in c.trials:
+        path = folder / f"{rundir.checked(t.id)}.html"
+        mark = f'<meta name="ablab-inputs" content="{_state(c, t)}">'
+        if t.is_done and _is_of(path, mark.encode()):
+            continue
+        for points in (POINTS, 200, 100, 50, 20):
+            data = document(f"{t.id} of {c.name}", trial_model(c, t, base, points), mark).encode()
+            if len(data) <= PAGE_BYTES:
+                break
+        written += _write(path, data)
+    for path in folder.glob("*.html"):
+        if path.stem not in {t.id for t in c.trials}:
+            path.unlink()
+    data = document(f"{c.name}: report", campaign_model(c, verdicts, figures)).encode()
+    return written + _write(c.dir.report / "report.html", data)
+
+
+def _write(path: Path, data: bytes) -> list[Path]:
+    if path.exists() and path.read_bytes() == data:
+        return []
+    # no sync, unlike results: 5,000 pages would take a minute, and one that a crash tears is written again
+    aside = path.with_suffix(".new")
+    aside.write_bytes(data)
+    aside.replace(path)
+    return [path]
+
+
+def _is_of(path: Path, mark: bytes) -> bool:
+    """Whether a whole page with this mark is there."""
+    data = path.read_bytes() if path.exists() else b""
+    return mark in data[:2000] and data.endswith(b"</html>\n")
+
+
+def _state(c: Loaded, t: Trial) -> str:
+    """Hash of all that the page of a done trial depends on: its DONE, the campaign's plan, and this code."""
+    done = rundir.stamp(t.dir.file("done"))["sha256"] if t.is_done else ""
+    code = hashlib.sha256(Path(__file__).read_bytes() + "".join(assets()).encode()).hexdigest()
+    return hashlib.sha256(f"{done} {c.dir.hash} {code}".encode()).hexdigest()
+
+
+# The document
+
+
+@cache
+def assets() -> tuple[str, str]:
+    """Script and style."""
+    script, style = ((Path(__file__).parent / f"page.{kind}").read_text() for kind in ("js", "css"))
+    return script, style
+
+
+def policy(live: bool = False) -> str:
+    """The content security policy of every page; a live one may ask its own server."""
+    script, style = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in assets())
+    parts = [f"default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; img-src data:"]
+    parts += ["base-uri 'none'; form-action 'none'", *(["connect-src 'self'"] if live else [])]
+    return "; ".join(parts)
+
+
+def document(title: str, model: Model, mark: str = "", live: bool = False) -> str:
+    """A whole page.  The title is escaped here, everything else is inside the JSON block."""
+    script, style = assets()
+    text = json.dumps(model, separators=(",", ":"), allow_nan=False)  # ASCII, so U+2028 is escaped as well
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    name = line(title).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(live)}">\n{mark}'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
+        f"<title>{name}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        "<noscript><p>This page needs JavaScript; report.md beside it has the same content.</p></noscript>\n"
+        f'<script type="application/json" id="data">{text}</script>\n<script>{script}</script>\n</body>\n</html>\n'
+    )
+
+
+def table(found: Table, **options: Any) -> Model:
+    """A table as a block."""
+    columns = [{"name": n, "format": found.formats[n]} if n in found.formats else {"name": n} for n in found.columns]
+    rows = [[line(cell) if isinstance(cell, str) else cell for cell in row] for row in found.rows]
+    return {"type": "table", "columns": columns, "rows": rows, **options}
+
+
+def section(title: str, *blocks: Model | None) -> Model:
+    """A section; None is a block that there is nothing to say in."""
+    return {"title": title, "blocks": [b for b in blocks if b]}
+
+
+def text(words: str) -> Model:
+    return {"type": "text", "text": line(words)}
+
+
+def items(found: Iterable[str]) -> Model:
+    return {"type": "list", "items": [line(item) for item in found]}
+
+
+# The campaign
+
+
+def campaign_model(c: Loaded, verdicts: Sequence[Verdict], figures: Sequence[str]) -> Model:
+    """What report.html shows."""
+    question, placebo = c.registered["question"], page.placebo_tests(c)
+    lost = [t for t in c.trials if t.value(c.key, c.mode) is None]
+    keys = [c.key] if len(c.trials) > FEW else list(dict.fromkeys([c.key, *FIRST]))
+    configs = config_block(c)
+    arms = table(page.arm_table(c), filter=True, name="arms")
+    return {
+        "title": c.name,
+        "banners": page.banners(c, placebo),
+        "lead": line(question) if question else "No question was registered.",
+        "facts": [line(fact) for fact in page.facts(c)],
+        "sections": [
+            section("Verdicts", forest(c, verdicts), None if verdicts else text("Nothing is compared here.")),
+            section("Arms", text(f"{page.metric_text(c)}. Only done trials count; sd, min, max: over seeds."), arms),
+            section("Curves", curves(list(c.arms.values()), keys) or text("None: no trial is done.")),
+            section("Lenses", *lenses(c)),
+            section(
+                "Trials",
+                text("All of the plan. A mean in a group line is over all its done trials, shown or not."),
+                trial_block(c),
+            ),
+            section("Without a result", _lost(c, lost)),
+            section("Contracts", *_contracts(c)),
+            section("Confounders", items(confounders(c))),
+            section("Not tested", items(page.untested(c, verdicts, placebo))),
+            section("Forecast against actual", _forecasts(c)),
+            section("Configuration", configs),
+            section("Methods", items(page.methods(c))),
+            section(
+                "Reproduction",
+                {"type": "code", "text": "\n".join(page.commands(c))},
+                text(f"Inputs {c.inputs()}"),
+                {"type": "links", "links": _links(figures)},
+            ),
+        ],
+    }
+
+
+def _links(figures: Sequence[str]) -> list[list[str]]:
+    names = ["report.md", "table.csv", "base.config"]
+    return [[name, name] for name in [*names, *(f"{f}.{kind}" for f in figures for kind in ("png", "svg", "csv"))]]
+
+
+def forest(c: Loaded, verdicts: Sequence[Verdict]) -> Model | None:
+    """Verdicts with their effects on one scale."""
+    rows = []
+    for (left, right, _), v in zip(c.pairs(), verdicts, strict=True):
+        ids = [t.id for arm in (left, right) for t in arm.trials if t.value(c.key, c.mode) is not None]
+        rows.append(
+            {
+                "label": line(v.contrast.label),
+                "title": line(v.contrast.title),
+                "effect": v.effect,
+                "percent": v.percent,
+                "interval": v.interval,
+                "n": v.n,
+                "p": v.p,
+                "family": v.p_family,
+                "word": v.word,
+                "note": line(v.note),
+                "trials": ids,
+            }
+        )
+    facts = {"unit": f"difference of {c.key} ({c.metric.unit})", "margin": c.registered["margin"]}
+    return {"type": "forest", **facts, "better": c.metric.better, "rows": rows} if rows else None
+
+
+def trial_block(c: Loaded) -> Model:
+    """Every trial of the plan, with what a reader sorts and groups by."""
+    symbols = list(dict.fromkeys(n for t in c.trials for n, _ in _overrides(t)))
+    base = base_values(c)
+    rows = []
+    for t in c.trials:
+        set_here, s = dict(_overrides(t)), t.summary
+        cost = (s["used"]["total_s"], s["perf"]["tok_per_s"], s["perf"]["peak_mem_bytes"] / 2**30) if s else (None,) * 3
+        point = [set_here.get(n, base.get(n, "")).strip('"') for n in symbols]
+        arm = plan.arm_text(t.record["step"], t.record["axes"]) or "base"
+        rows.append([t.id, arm, t.seed, t.state, t.value(c.key, c.mode), *cost, t.attempt, t.record["step"], *point])
+    metric = f"{c.key} {c.mode}"
+    head = ("trial", "arm", "seed", "state", metric, "total s", "tok/s", "peak GiB", "attempts", "step", *symbols)
+    formats = {metric: "#.6g", "total s": ",.1f", "tok/s": ",.0f", "peak GiB": ".3f"}
+    found = merge(head, rows, formats)
+    extra = {"filter": True, "group": ["arm", "state", "step", *symbols], "mean": metric, "link": "trials/"}
+    return table(found, name="trials", hide=["step", *symbols], **extra)
+
+
+def _overrides(t: Trial) -> Iterable[tuple[str, str]]:
+    for text in t.record["overrides"]:
+        name, _, value = text.removeprefix("CONFIG_").partition("=")
+        yield name, value
+
+
+def base_values(c: Loaded) -> dict[str, str]:
+    """Symbol -> literal of the frozen base."""
+    return {r.name: r.text for r in kconf.lex(Path(), c.content["base"]["config"]).requests if r.name}
+
+
+def _lost(c: Loaded, lost: Sequence[Trial]) -> Model:
+    if not lost:
+        return text("None: every trial of the plan is done.")
+    rows = []
+    for t in lost:
+        evidence = last_line(t) if t.is_lost else ""
+        rows.append((t.id, "no value" if t.is_done else t.state, t.attempt, page.reason(c, t), evidence, t.place))
+    head = ("trial", "state", "attempts", "reason", "last line of the log", "path")
+    return table(merge(head, rows), name="lost", link="trials/", wrap=True)
+
+
+def _contracts(c: Loaded) -> Iterable[Model]:
+    """How many trials kept each contract, and every breach."""
+    kept: dict[str, list[int]] = {}
+    breaches = []
+    for t in c.trials:
+        for made in contracts(t):
+            count = kept.setdefault(made["name"], [0, 0])
+            count[not made["ok"]] += 1
+            if not made["ok"]:
+                breaches.append(
+                    (t.id, made["name"], brief(made["expected"]), brief(made["measured"]), made.get("step"))
+                )
+    if breaches:
+        yield table(merge(("trial", "contract", "expected", "measured", "step"), breaches), link="trials/", wrap=True)
+    rows = [(name, *count) for name, count in sorted(kept.items())]
+    yield (
+        table(merge(("contract", "kept in trials", "broken in"), rows)) if rows else text("No trial has recorded any.")
+    )
+
+
+def contracts(t: Trial) -> list[Mapping[str, Any]]:
+    """The last judgement of each contract in the newest attempt."""
+    if t.summary is not None:
+        return list(t.summary["contracts"])
+    found = list(rundir.lines(t.dir.attempt(t.attempt).contracts, "contracts"))[1:] if t.attempt else []
+    return list({made["name"]: made for made in found}.values())
+
+
+def brief(value: Any) -> str:
+    """Any value as a short text, hashes cut."""
+    words = value if isinstance(value, str) else json.dumps(value)
+    words = compare.HASH.sub(lambda m: m[0][:12], words)
+    return line(words if len(words) <= 80 else words[:78] + "..")
+
+
+def confounders(c: Loaded) -> list[str]:
+    """What differs between compared arms and nobody declared, and what disturbed the campaign."""
+    found = []
+    for left, right, _ in c.pairs():
+        what = compare.undeclared(compare.differences(right.trials, left.trials))
+        found += [f"{left.label} - {right.label}: {text}" for text in what]
+    again = [t.id for t in c.trials if t.attempt > 1]
+    found += [f"more than one attempt: {', '.join(again)}"] if again else []
+    checked = "symbols, batch, budget, data, execution, software, hardware and sources of all compared arms"
+    return found or [f"None found in {checked}."]
+
+
+def _forecasts(c: Loaded) -> Model:
+    rows, inside = [], 0
+    for t in c.trials:
+        said = t.summary.get("forecast") if t.summary else None
+        if said and said.get("hours") and said.get("actual"):
+            memory, hours, (used, took) = said["mem_gib"], said["hours"], said["actual"]
+            inside += hours[0] <= took <= hours[2]
+            rows.append((t.id, *(60 * h for h in hours), 60 * took, *memory, used))
+    head = ("trial", "low min", "likely min", "high min", "actual min", "low GiB", "likely GiB", "high GiB", "peak GiB")
+    if not rows:
+        return text("No done trial has a forecast.")
+    return table(
+        merge(head, rows, dict.fromkeys(head[1:], ".3g")),
+        name="forecasts",
+        filter=True,
+        note=f"{inside} of {len(rows)} took a time inside the interval that was forecast.",
+    )
+
+
+def lenses(c: Loaded) -> list[Model]:
+    """The arms at the largest value of each budget that all of them reached."""
+    return [text("The registered budget alone decides; no other lens is computed for this campaign.")]
+
+
+def config_block(c: Loaded) -> Model:
+    """Configuration of every arm: values of the first, and what differs from it."""
+    arms = list(c.arms.values())
+    first = arms[0].trials[0].values
+    diffs = []
+    for arm in arms:
+        values = arm.trials[0].values
+        names = [n for n in dict.fromkeys([*first, *values]) if first.get(n) != values.get(n)]
+        diffs.append({n: values.get(n, "") for n in names if _tells(n)})
+    known = {n: v for n, v in first.items() if _tells(n)}
+    return {"type": "config", "arms": [f"{a.label} {a.title}".strip() for a in arms], "base": known, "diffs": diffs}
+
+
+def _tells(name: str) -> bool:
+    """Whether a symbol can tell arms apart: no seed, no decoration."""
+    return name != plan.SEED and name.partition("_")[0] not in kconf.DECORATION
+
+
+# Curves
+
+
+def curves(arms: Sequence[Arm], keys: Sequence[str]) -> Model | None:
+    """Median and range over the seeds of done trials, for each arm and metric."""
+    most = max(20, min(POINTS, BUDGET // max(1, len(arms) * len(keys))))
+    made = []
+    for arm in arms:
+        rows = [t.rows(*keys) for t in arm.trials if t.is_done]
+        series = {k: s for k in keys if (s := band(rows, k, most if k == keys[0] else min(most, POINTS // 2)))}
+        if series:
+            made.append({"name": line(f"{arm.label} {arm.title}"), "series": series})
+    return curve_block(made, keys)
+
+
+def curve_block(made: Sequence[Model], keys: Iterable[str]) -> Model | None:
+    names = [k for k in keys if any(k in arm["series"] for arm in made)]
+    units = {k: metrics.get(k).unit for k in names}
+    return {"type": "curves", "arms": made, "metrics": names, "units": units, "axes": AXES} if names else None
+
+
+def band(seeds: Sequence[Sequence[Mapping[str, Any]]], key: str, most: int) -> Model | None:
+    """One metric over the rows of some trials, at the steps that all have: x for each axis, y, and lo and hi where
+    there are several; at most `most` points, extremes kept."""
+    found = [{r["step"]: r for r in rows if r["m"].get(key) is not None} for rows in seeds]
+    found = [rows for rows in found if rows]
+    steps = sorted(set.intersection(*map(set, found))) if found else []
+    if not steps:
+        return None
+    values = [[rows[s]["m"][key] for rows in found] for s in steps]
+    keep = thin([min(v) for v in values], [max(v) for v in values], most)
+    axes = {a: [_six(fmean(rows[steps[i]].get(a, 0) for rows in found)) for i in keep] for a in AXES}
+    made = {"n": len(found), "x": {a: xs if a == "step" else _factor(axes["step"], xs) for a, xs in axes.items()}}
+    made |= {"y": [_six(median(values[i])) for i in keep]}
+    if len(found) > 1:
+        made |= {"lo": [_six(min(values[i])) for i in keep], "hi": [_six(max(values[i])) for i in keep]}
+    return made
+
+
+def thin(low: Sequence[float], high: Sequence[float], most: int) -> list[int]:
+    """Indices of at most `most` points: the first, the last, and of each stretch between the lowest and the highest."""
+    size = len(low)
+    if size <= most:
+        return list(range(size))
+    keep, parts = {0, size - 1}, (most - 2) // 2
+    for i in range(parts):
+        stretch = range(i * size // parts, (i + 1) * size // parts)
+        keep |= {min(stretch, key=low.__getitem__), max(stretch, key=high.__getitem__)}
+    return sorted(keep)
+
+
+def _six(value: float) -> float:
+    """Six digits: more than any screen shows, half the bytes."""
+    short = float(f"{value:.6g}")
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+def _factor(steps: Sequence[float], xs: Sequence[float]) -> Any:
+    """An axis as one factor of the step where it is proportional to it, else its values."""
+    if not steps[-1]:
+        return xs
+    factor = xs[-1] / steps[-1]
+    return _six(factor) if all(abs(x - factor * s) <= 1e-5 * abs(x) for x, s in zip(xs, steps, strict=True)) else xs
+
+
+# A trial
+
+
+def trial_model(c: Loaded, t: Trial, base: Mapping[str, str], points: int = POINTS) -> Model:
+    """What trials/<id>.html shows."""
+    rows = t.rows()
+    names = list(dict.fromkeys([c.key, *FIRST, *(n for r in rows for n in r["m"])]))
+    counts = {n: sum(r["m"].get(n) is not None for r in rows) for n in names}
+    drawn = [n for n in names if counts[n] > 1][: 6 + points // 50]
+    series = {n: band([rows], n, points) for n in drawn}
+    last = {n: r["m"][n] for r in rows for n in r["m"] if r["m"][n] is not None}
+    values = [(n, v, metrics.get(n).unit) for n, v in sorted(last.items())]
+    attempts = [_attempt(t, a) for a in t.dir.attempts()]
+    wrong = page.reason(c, t) if t.value(c.key, c.mode) is None else ""
+    return {
+        "title": t.id,
+        "up": "../report.html",
+        "banners": page.banners(c, []),
+        "lead": f"{page.metric_text(c)}: {shown(t.value(c.key, c.mode), '#.6g')}",
+        "facts": [
+            f"State: {t.state}" + (f", {line(wrong)}" if wrong else ""),
+            f"Arm: {line(t.record['step'] or 'base')} {line(str(t.record['title']))}, seed {t.seed}",
+            f"Campaign: {c.name}; hash {t.record['hash'][:12]}; folder {t.place}",
+        ],
+        "sections": [
+            section("Curves", curve_block([{"name": t.id, "series": series}], drawn) or text("No rows.")),
+            section("Configuration", _own_config(t, base)),
+            section("Contracts", _own_contracts(t)),
+            section("Built model", *_built(t)),
+            section("Attempts", table(merge(("attempt", "end", "step", "message", "started"), attempts), wrap=True)),
+            section(
+                "Last values", table(merge(("metric", "value", "unit"), values[:150], {"value": ".6g"}), filter=True)
+            ),
+            section("Log", {"type": "code", "text": log_tail(t) or "None."}),
+        ],
+    }
+
+
+def _own_config(t: Trial, base: Mapping[str, str]) -> Model:
+    values = {n: v for n, v in t.values.items() if n.partition("_")[0] not in kconf.DECORATION}
+    diff = {n: values.get(n, "") for n in dict.fromkeys([*base, *values]) if base.get(n) != values.get(n)}
+    diff = {n: v for n, v in diff.items() if n.partition("_")[0] not in kconf.DECORATION}
+    known = {n: v for n, v in base.items() if n.partition("_")[0] not in kconf.DECORATION}
+    return {"type": "config", "arms": ["base", t.id], "base": known, "diffs": [{}, diff]}
+
+
+def _own_contracts(t: Trial) -> Model:
+    rows = [
+        (m["name"], "kept" if m["ok"] else "BROKEN", brief(m["expected"]), brief(m["measured"])) for m in contracts(t)
+    ]
+    return table(merge(("contract", "", "expected", "measured"), rows), wrap=True) if rows else text("None recorded.")
+
+
+def _built(t: Trial) -> Iterable[Model]:
+    built = t.dir.built() or {}
+    totals = [(k, brief(v)) for k, v in built.items() if k not in ("schema", "attempt", "modules")]
+    if not totals:
+        yield text("Nothing was built.")
+        return
+    yield table(merge(("what", "value"), totals), wrap=True)
+    modules = [
+        (m["path"], m["class"], " ".join(f"{n} {'x'.join(map(str, s['shape']))}" for n, s in m["tensors"].items()))
+        for m in built.get("modules", [])
+    ]
+    yield table(merge(("module", "class", "tensors"), modules[:200]), name="modules", filter=True)
+
+
+def _attempt(t: Trial, a: rundir.AttemptDir) -> tuple[Any, ...]:
+    end, ran = a.read("exit") or {}, a.read("manifest") or (t.dir.manifest() if a.number == t.attempt else None) or {}
+    state = ": ".join(p for p in (end.get("state"), end.get("class")) if p) or "no exit.json"
+    return (a.number, state, end.get("step"), line(end.get("message", "")), ran.get("created"))
+
+
+def log_tail(t: Trial) -> str:
+    """The end of the newest log, without what drives a terminal and without folders of this machine."""
+    path = t.dir.attempt(t.attempt).log if t.attempt else None
+    if path is None or not path.exists():
+        return ""
+    with rundir.plain(path) as file:
+        file.seek(max(0, path.stat().st_size - LOG_BYTES))
+        found = file.read().decode(errors="replace").splitlines()[-LOG_LINES:]
+    clean = "\n".join("".join(ch if ch.isprintable() or ch == "\t" else "?" for ch in each) for each in found)
+    for folder, name in ((t.dir.campaign.path, t.dir.campaign.name), (kconf.ROOT, ".")):
+        clean = clean.replace(str(folder), name)
+    return clean
+
+
+def last_line(t: Trial) -> str:
+    """The last line of its log that says anything."""
+    return next((text for text in reversed(log_tail(t).splitlines()) if text.strip()), "")
