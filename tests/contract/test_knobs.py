@@ -24,15 +24,12 @@ ELSEWHERE = {
     "Finewebedu.Config.tokens": "needs a network",
     "Hub.Config.tokens": "needs a network",
     "Text.Config.path": "tests/data/test_text.py",
-<<<<<<< HEAD
     **dict.fromkeys(
         ("Track.Section.project", "Track.Section.deadline_s", "Trackio.Config.space", "Wandb.Config.entity"),
         "read by the mirror process: tests/track",
     ),
     "Wandb.Config.mode": "read by the mirror process: tests/track",
-=======
     "Telemetry.Section.period_ms": "read by the sampler: tests/telemetry/test_sampler.py",
->>>>>>> bef63c4 (sampler.py: sample devices and host beside the trainers)
 }
 # turning these changes nothing in ten CPU steps, for the reason given
 STILL = {
@@ -158,12 +155,8 @@ def flips() -> list[str]:
     found = []
     for name, value in settled.values.items():
         info = tree.symbols[name]
-<<<<<<< HEAD
-        if name.split("_")[0] in ("STUDY", "TRACK") or name in STILL or name in ELSEWHERE or not info.prompt:
-=======
-        # what the sampler does: tests/telemetry/test_sampler.py turns its knobs
-        if name.split("_")[0] in ("STUDY", "TELEM") or name in STILL or name in ELSEWHERE or not info.prompt:
->>>>>>> bef63c4 (sampler.py: sample devices and host beside the trainers)
+        # the mirror process and the sampler have tests of their own
+        if name.split("_")[0] in ("STUDY", "TRACK", "TELEM") or name in STILL or name in ELSEWHERE or not info.prompt:
             continue
         if name in special:
             text = special[name]
