@@ -106,19 +106,6 @@ def benched(name: str, driver: str | None, cap_w: float | None) -> Gpu | None:
         return None
 
 
-def power_cap(device: Device, run: Run | None = None, root: Path = Path("/")) -> float | None:
-    """Watts that a device may take, None where nothing tells."""
-    if device.kind == "cuda":
-        query = ["nvidia-smi", f"--id={device.uuid}", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
-        text = (run or command)(query).strip()
-        return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
-    for folder in root.glob("sys/class/drm/card[0-9]*/device"):
-        if f"GPU-{_text(folder / 'unique_id')}" == device.uuid:
-            caps = [_text(p) for p in folder.glob("hwmon/hwmon*/power1_cap")]
-            return int(caps[0]) / 1e6 if caps and caps[0].isdecimal() else None
-    return None
-
-
 def inventory(run: Run | None = None, root: Path = Path("/"), env: dict[str, str] | None = None) -> Machine:
     """What this process may use.  `run`, `root` (of /proc and /sys) and `env` are arguments for tests."""
     return Machine(
