@@ -163,8 +163,8 @@ def behind(campaign: Campaign, names: Sequence[str]) -> list[str]:
     lines = []
     for name in names:
         files = Mirror(campaign, checked(name.replace(":", "-")))
-        state = files.state()
-        if state and (state["left"] or state["state"] != "synced"):
+        state = files.state() or {"state": "not begun", "left": "all", "error": None}
+        if state["left"] or state["state"] != "synced":
             why = f" ({state['error']})" if state["error"] else ""
             lines.append(f"warning: {name}: {state['state']}, {state['left']} rows not delivered{why}; {files.log}")
     if lines:

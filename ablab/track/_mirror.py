@@ -68,6 +68,7 @@ class _Trial:
         self.member: Track | None = None
         self.state = cursor.states.get(trial.name, "new")
         self.sent: deque[tuple[Mark, int]] = deque()  # not known to be safe yet
+        self.feed: _feed.Feed | None = None
         self.go_on(NOTHING)
 
     def go_on(self, mark: Mark) -> None:
@@ -75,6 +76,8 @@ class _Trial:
         marks = dict(self.cursor.marks.get(self.name, {}))
         if mark > self.cursor.last(self.name):
             marks[mark.attempt] = mark
+        if self.feed:
+            self.feed.close()
         self.feed = _feed.Feed(self.trial, marks, self.cursor.recomputed.get(self.name, 0))
 
     def put(self, state: str, mark: Mark | None = None, recomputed: int | None = None) -> None:
@@ -184,6 +187,7 @@ class Worker:
 
     def tell(self, state: str) -> None:
         left = sum(len(t.sent) + t.feed.unread() for t in self.trials.values() if t.name not in self.idle)
+        left = _feed.left(self.files) if state == "conflict" else left
         said = (state, self.cursor.total(), left)
         if said != self.told:
             self.told = said
