@@ -129,8 +129,10 @@ class Worker:
                 conflict = any(t.state == "conflict" for t in self.trials.values())
                 self.tell("conflict" if conflict else "synced")
                 return CONFLICT if conflict else 0
-            if not busy:
-                end = self.ended(0.1 if waits or end else LOOK_S) or end
+            if end:
+                time.sleep(0 if busy else TICK_S)
+            elif not busy:
+                end = self.ended(TICK_S if waits else LOOK_S)
 
     def step(self, trial: _Trial) -> bool:
         """Send what is new; True if there was something."""

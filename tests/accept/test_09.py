@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""Acceptance 9, first half: without network and without a tracker everything works."""
+"""Acceptance 9: without network and tracker all works, a later sync delivers each point once, faults cost nothing."""
 
+import json
 import socket
+import sqlite3
 import sys
 
 import pytest
 
-from ablab import configure, kconf, machine, plan, report, run
+from ablab import configure, kconf, machine, plan, report, run, rundir
+from ablab.run import mirror
 from ablab.rundir import campaigns
+from tests import trial as tiny
 from tests.accept import faults
 
 TRACKERS = ("wandb", "trackio", "tensorboard")
 
 
-def test_a_campaign_runs_without_network_and_tracker(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
-    for name in TRACKERS:
-        monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+def planned(folder, **more):
     variables = {
         "SEEDS": "2",
         "JOBS": "2",
@@ -24,18 +25,70 @@ def test_a_campaign_runs_without_network_and_tracker(tmp_path, monkeypatch, capf
         "CONFIG_EVAL_INTERVAL": "4",
         "CONFIG_DATA_SHAKESPEARE": "y",
         "CONFIG_TRAIN_BATCH_EFFECTIVE": "4",
+        "CONFIG_DATA_DIR": str(folder / "data"),
+        **more,
     }
-    variables |= {"CONFIG_DATA_DIR": str(tmp_path / "data")}
-    todo = plan.expand(configure.layers(kconf.ROOT, "tiny"), variables, machine.inventory(), name="tiny")
-    places = {"target": "tests.accept.faults:offline", "checker": "tests.accept.faults:offline_check"}
+    return plan.expand(configure.layers(kconf.ROOT, "tiny"), variables, machine.inventory(), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("accept")
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """(campaign, exit code, path of its report): made without network and without a tracker."""
     made = []
+    places = {"target": "tests.accept.faults:offline", "checker": "tests.accept.faults:offline_check"}
+    options = run.Options(yes=True, results=folder / "results", report=lambda c: made.append(report.build(c)), **places)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+        for name in TRACKERS:
+            patch.setitem(sys.modules, name, None)  # an import of it fails
+        code = run.start(planned(folder, TRACKER="none"), options)
+    (campaign,) = campaigns(folder / "results")
+    return campaign, code, made[0]
+
+
+def test_a_campaign_runs_without_network_and_tracker(alone):
+    campaign, code, page = alone
+    assert code == 0 and [t.flaw() for t in campaign.trials()] == [None, None]
+    assert page.exists() and campaign.status()["result"].startswith("RESULT: exit=0 done=2 ")
+    assert not list(campaign.mirror.iterdir())
+
+
+def test_a_later_sync_delivers_every_point_once(alone, monkeypatch):
+    campaign, _, _ = alone
+    monkeypatch.setenv("TRACKIO_DIR", str(campaign.path.parent / "trackio"))
+    names = ("trackio", "wandb:offline", "tensorboard")
+    for _ in range(2):  # the second has nothing to do
+        assert mirror.sync(campaign, names) == 0
+    for trial in campaign.trials():
+        with sqlite3.connect(campaign.path.parent / "trackio/ablab.db") as store:
+            query = "select step, metrics from metrics where run_name like ? order by id"
+            found = store.execute(query, (f"{trial.record['id']}-%",)).fetchall()
+        wanted = list(rundir.rows(trial))
+        assert [step for step, _ in found] == [r["step"] for r in wanted]
+        for (_, text), row in zip(found, wanted, strict=True):
+            assert row["m"].items() <= json.loads(text).items()
+    left = [(s["state"], s["left"], s["sent"]) for s in (files.state() for files in campaign.mirrors())]
+    count = sum(len(list(rundir.rows(t))) for t in campaign.trials())
+    assert left == [("synced", 0, count)] * 3
+
+
+def test_trackers_that_fail_change_nothing_but_clocks(alone, folder, capfd):
+    trackers = ("raises", "sleeps", "dies", "busy", "full", "never")
     options = run.Options(
-        yes=True, results=tmp_path / "results", report=lambda c: made.append(report.build(c)), **places
+        yes=True, results=folder / "mirrored", trackers=trackers, mirror="tests.track.faults", check=False
     )
-    assert run.start(todo, options) == 0
-    (campaign,) = campaigns(tmp_path / "results")
-    assert [t.flaw() for t in campaign.trials()] == [None, None]
-    assert made[0].exists() and capfd.readouterr().out.splitlines()[-1].startswith("RESULT: exit=0 done=2 ")
+    assert run.start(planned(folder, CONFIG_TRACK_DEADLINE_S="8"), options) == 0
+    out = capfd.readouterr().out
+    assert out.splitlines()[-1].startswith("RESULT: exit=0 done=2 ") and "warning: never: behind, " in out
+    (campaign,) = campaigns(folder / "mirrored")
+    for mine, plain in zip(campaign.trials(), alone[0].trials(), strict=True):
+        assert tiny.outcome(mine) == tiny.outcome(plain)
+        assert mine.record["hash"] == plain.record["hash"]
 
 
 def test_the_cut_network_is_noticed():

@@ -19,7 +19,7 @@ from ablab.journal import TrialState
 from ablab.run import mirror
 from ablab.rundir import Imported, Mirror
 from ablab.track import _feed, _mirror
-from tests.track import rows
+from tests.track import rows, wandbserver
 from tests.track.test_mirror import until
 
 NAMES = ("trackio", "wandb:offline", "tensorboard")
@@ -137,6 +137,39 @@ def test_a_run_of_trackio_and_one_of_wandb_are_imported_whole(tmp_path, monkeypa
     assert "exists; choose another name with NAME=" in capfd.readouterr().out
     assert mirror.other("import", "trackio:ablab/nothing", tmp_path / "results", "") == 2
     assert "no such run; write trackio:PROJECT/RUN; known: base-s1337" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_wandb_online_resumes_after_a_kill_and_a_busy_service(tmp_path, monkeypatch):
+    trial = rows.campaign(tmp_path)
+    rows.attempt(trial, 0, 40, TrialState.DEAD)
+    with wandbserver.Server(refuse=3) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        command = [sys.executable, "-m", "ablab.track", "follow", str(trial.campaign.path), "wandb"]
+        process = subprocess.Popen(
+            command, cwd=kconf.ROOT, env=mirror.environment(os.environ), stdin=subprocess.PIPE, start_new_session=True
+        )
+        until(lambda: _feed.Cursor(files_of(trial, "wandb")).total())
+        kill_all(process)
+        process.stdin.close()
+        rows.attempt(trial, 30, 60, TrialState.DONE)
+        assert mirror.sync(trial.campaign, ["wandb"]) == 0
+        (run,) = server.runs.values()
+        assert rows.points(run["history"]) == rows.truth(trial)
+        assert (run["display"], run["state"], server.refuse) == ("base-s1337", "finished", 0)
+        assert mirror.other("import", f"wandb:me/ablab/{next(iter(server.runs))}", tmp_path / "results", "it") == 0
+        assert [(r["step"], r["m"]) for r in Imported(tmp_path / "results", "it").rows()] == rows.truth(trial)
+        assert server.unknown == []
+        sent = b"".join(server.seen)
+        assert str(tmp_path).encode() not in sent and str(kconf.ROOT).encode() not in sent
+
+        next(iter(server.runs.values()))["config"]["trial"] = {"value": "another"}
+        files_of(trial, "wandb").cursor.write_bytes(
+            files_of(trial, "wandb").cursor.read_bytes().splitlines(keepends=True)[0]
+        )
+        assert mirror.sync(trial.campaign, ["wandb"]) == 1  # ours is new, and somebody has it
+        assert files_of(trial, "wandb").state()["state"] == "conflict"
 
 
 def test_a_gap_in_the_row_numbers_is_told(tmp_path):
