@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ BUDGET = "TIME MAX_ITERS MAX_TOKENS EPOCHS"
 PLAN = f"SEEDS SWEEP STEPS TRACKER JOBS KEEP_GOING O {BUDGET}"
 RUN = "NAME CHECK NEW YES"
 TABLE = "table json csv"
+SOURCE = "SOURCE ENTITY PROJECT RUN_NAME RUN_ID OUT O"
 ASK_FROM = 9  # trials from which a start at a terminal is confirmed once
 FLAGS = "ALL CHECK COMMIT_ONLY DDP DROP DRY_RUN FRESH FULL NEW V YES"
 ALLOWED = {  # variable -> (pattern of its whole value, what that is), for those that no symbol takes
     **dict.fromkeys(FLAGS.split(), ("[01]", "0 or 1")),
     **dict.fromkeys(
-        ("CAMPAIGN", "GPU", "KCONFIG_SEED", "NAME", "O", "STEP", "STUDY"),
+        ("CAMPAIGN", "GPU", "KCONFIG_SEED", "NAME", "O", "OUT", "PROJECT", "RUN_ID", "RUN_NAME", "STEP", "STUDY"),
         (".+", "empty; give it a value or leave it out"),
     ),
     "JOBS": ("auto|0|[1-9][0-9]{0,3}", "a number of trials at once, or auto"),
@@ -36,6 +37,8 @@ ALLOWED = {  # variable -> (pattern of its whole value, what that is), for those
     "POINTS": ("0|[1-9][0-9]{0,8}", "a number of points, 0 for all"),
     "SHOW": ("anyway", "anyway"),
     "KIND": ("quality|speed|memory", "quality, speed or memory"),
+    "SOURCE": ("local|wandb|trackio", "local, wandb or trackio"),
+    "LENS": ("time|tokens|flops|memory", "time, tokens, flops or memory"),
 }
 Vars = dict[str, str]
 
@@ -78,14 +81,27 @@ def show(v: Vars, text: str, data: Any = None) -> int:
     """Print `text`, or with FORMAT=json `data` (the text's lines where there is no better form)."""
     if v.get("FORMAT", "table") == "json":
         text = json.dumps(text.splitlines() if data is None else data, indent=1, default=str)
-    print(text.rstrip("\n"))
-    return 0
+    return put(v, text)
 
 
 def table(v: Vars, found: Any) -> int:
-    """Print a report.table.Table in the form asked for; exit 1 if it is empty."""
-    print(found.render(v.get("FORMAT", "table")).rstrip("\n"))
+    """Print a report.table.Table in the form asked for, its notes to stderr; exit 1 if it is empty."""
+    put(v, found.render(v.get("FORMAT", "table")))
+    for note in found.notes:
+        print(note, file=sys.stderr)
     return 0 if found.rows else 1
+
+
+def put(v: Vars, text: str) -> int:
+    """Print a text, or write it to OUT=."""
+    if "OUT" not in v:
+        print(text.rstrip("\n"))
+        return 0
+    from ablab import rundir
+
+    rundir.write_bytes(Path(v["OUT"]).absolute(), (text.rstrip("\n") + "\n").encode())
+    print(f"written: {shown(Path(v['OUT']).absolute())}", file=sys.stderr)
+    return 0
 
 
 # Configure
@@ -425,51 +441,72 @@ def _(v: Vars) -> int:
     return show(v, f"{report.summary_table(found)}\n\nreport: {shown(path)}")
 
 
-@verb("compare", "A B+", takes="KEY SHOW O")
+def trials(v: Vars, name: str) -> list[Any]:
+    """The trials that the words of a variable select, here or with SOURCE= at a tracker."""
+    from ablab.report import query, source
+
+    if v.get("SOURCE", "local") != "local":
+        return source.find(v, words(v, name))
+    if alien := [n for n in ("ENTITY", "PROJECT", "RUN_NAME", "RUN_ID") if n in v]:
+        raise kconf.ConfigError(
+            [f"make line: error: {alien[0]}={v[alien[0]]}: of a tracker; add SOURCE=wandb or trackio"]
+        )
+    return query.resolve(results(v), need(v, name).split())
+
+
+@verb("compare", "A B+", takes=f"KEY LENS SHOW {SOURCE}", forms=TABLE)
 def _(v: Vars) -> int:
-    """Trials side by side, baseline A first: metrics, and the symbols that differ.  Exit 3 if they differ in what no
-    study declared; SHOW=anyway prints the values all the same."""
+    """Trials side by side, baseline A first: what differs in the protocol, then metrics.  Exit 3 if they differ in
+    what no study declared; SHOW=anyway prints the values all the same.  LENS=time|tokens|flops|memory compares where
+    both sides have used as much."""
     from ablab.report import compare
 
-    keys, anyway = words(v, "KEY"), v.get("SHOW") == "anyway"
-    found = compare.compare(results(v), need(v, "A"), need(v, "B").split(), keys, anyway)
-    show(v, "\n\n".join(c.text() for c in found), [asdict(c) for c in found])
+    sides = trials(v, "A"), [trials(v | {"B": name}, "B") for name in need(v, "B").split()]
+    found = compare.compare(*sides, keys=words(v, "KEY"), anyway=v.get("SHOW") == "anyway", lens=v.get("LENS", ""))
+    if v.get("FORMAT") == "csv":
+        put(v, compare.flat(found).csv())
+    else:
+        show(v, "\n\n".join(c.text() for c in found), [c.data() for c in found])
     return max(c.code for c in found)
 
 
-@verb("ls", "SEL+", takes="WHERE SORT O", forms=TABLE)
+@verb("ls", "SEL+", takes=f"WHERE SORT {SOURCE}", forms=TABLE)
 def _(v: Vars) -> int:
-    """Campaigns, or the trials of SEL: CAMPAIGN, CAMPAIGN/TRIAL, a hash prefix, latest or step:ID; globs work.
-    WHERE='state=done and val_loss<3.3', SORT=column."""
+    """Campaigns, or the trials of SEL: CAMPAIGN, CAMPAIGN/TRIAL, a hash prefix, latest, step:ID or imported:NAME;
+    globs work.  WHERE='state=done and val_loss<3.3', SORT=column."""
     from ablab.report import query
 
-    return table(v, query.ls(results(v), words(v, "SEL"), v.get("WHERE", ""), v.get("SORT", "")))
+    if v.get("SOURCE", "local") == "local" and not v.keys() & {"SEL", "WHERE"}:
+        found = query.campaigns(results(v))
+    else:
+        found = query.ls(trials({"SEL": "*"} | v, "SEL"), v.get("WHERE", ""))
+    return table(v, query.arranged(found, v.get("SORT", "")))
 
 
-@verb("keys", "SEL+", takes="PREFIX O", forms=TABLE)
+@verb("keys", "SEL+", takes=f"PREFIX {SOURCE}", forms=TABLE)
 def _(v: Vars) -> int:
     """Metrics of trials: name, unit, points, first and last step.  Exit 1 if there is none."""
     from ablab.report import query
 
-    return table(v, query.keys(query.resolve(results(v), need(v, "SEL").split()), v.get("PREFIX", "")))
+    return table(v, query.keys(trials(v, "SEL"), v.get("PREFIX", "")))
 
 
-@verb("series", "SEL+", takes="KEY X POINTS O", forms=TABLE)
+@verb("series", "SEL+", takes=f"KEY X POINTS {SOURCE}", forms=TABLE)
 def _(v: Vars) -> int:
     """Points of the metrics in KEY over X=step|tokens|train_s|wall_s|flops; POINTS=N thins the output only."""
     from ablab.report import query
 
-    trials = query.resolve(results(v), need(v, "SEL").split())
+    keys = need(v, "KEY").replace(",", " ").split()
     points = number("POINTS", v.get("POINTS", "0"), int)
-    return table(v, query.series(trials, need(v, "KEY").replace(",", " ").split(), v.get("X", "step"), points))
+    return table(v, query.series(trials(v, "SEL"), keys, v.get("X", "step"), points))
 
 
-@verb("diff", "A B", takes="ALL O", forms=TABLE)
+@verb("diff", "A B", takes=f"ALL {SOURCE}", forms=TABLE)
 def _(v: Vars) -> int:
     """Effective values that differ between two trials, who set them, and what differs in the built model."""
     from ablab.report import query
 
-    (a,), (b,) = (query.resolve(results(v), [need(v, name)])[:1] for name in "AB")
+    a, b = (trials(v, name)[0] for name in "AB")
     table(v, query.diff(a, b, v.get("ALL") == "1"))
     return 0
 
@@ -631,6 +668,9 @@ def parse(words: Iterable[str], known: Verb, environment: dict[str, str]) -> Var
         name, given, value = word.lstrip("-").partition("=") if option else word.partition("=")
         if option:
             name = name.replace("-", "_").upper()
+            is_flag = ALLOWED.get(name, ("",))[0] == "[01]" and words[:1] not in (["0"], ["1"])
+            if name == "SHOW_ANYWAY" or (is_flag and not given):
+                name, given, value = ("SHOW", "=", "anyway") if name == "SHOW_ANYWAY" else (name, "=", "1")
             if not given and not words:
                 raise kconf.ConfigError([f"make line: error: {word}: needs a value"])
             value = value if given else words.pop(0)
@@ -642,7 +682,9 @@ def parse(words: Iterable[str], known: Verb, environment: dict[str, str]) -> Var
                 value = f"{v.get(name, '')} {word}".strip()
             else:
                 bare.pop(0)
-        if name in seen and f"{name}+" not in known.bare:
+        if option and name in seen and name == "KEY":
+            value = f"{v[name]} {value}"
+        elif name in seen and f"{name}+" not in known.bare:
             raise kconf.ConfigError([f"make line: error: {word}: {name} is given twice; keep one"])
         seen.add(name)
         v[name] = value
@@ -714,7 +756,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename:
             text = f"{error.filename}: error: {error.strerror}; see that it is there and can be written, then try again"
         print(text, file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)  # 1 where what was asked for does not exist
 
 
 if __name__ == "__main__":

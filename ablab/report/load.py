@@ -3,7 +3,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,6 +18,16 @@ from ablab.report.index import Columns
 
 DAMAGED = "damaged"
 _STEP = re.compile(r"\[\s*([A-Z0-9]{1,8})\s*(?::\s*([A-Z0-9]{1,8})\s*)?\]")
+
+
+class QueryError(ValueError):
+    """A selector that is ambiguous, or a condition of bad form: exit 2."""
+
+
+class NothingError(QueryError):
+    """What was asked for does not exist: exit 1."""
+
+    exit_code = 1
 
 
 class Curves:
@@ -71,9 +81,13 @@ class Trial(Curves):
     entry: Entry
     rehash: bool = False
     """Hash all that DONE vouches for, whatever the index knows."""
+    fate: tuple[str, str] | None = None
+    """State and reason where a caller knows better; else they are found when first asked for."""
 
     @cached_property
     def _fate(self) -> tuple[str, str]:
+        if self.fate:
+            return self.fate
         flaw = self.dir.flaw() if self.rehash else index.flaw(self.dir)
         if flaw is None:
             return TrialState.DONE.value, ""
@@ -322,3 +336,13 @@ def _arm(text: str, trials: Sequence[Trial]) -> Arm:
     first = trials[0].record
     title = str(first["title"]).removesuffix(plan.arm_text(None, first["axes"])).strip()
     return Arm(text, title, first["step"], first["axes"], tuple(trials))
+
+
+def flat(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves of nested JSON by dotted path, as text."""
+    if isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in items:
+            yield from flat(inner, f"{at}.{key}" if at else str(key))
+    elif at != "schema":
+        yield at, str(value)
