@@ -17,19 +17,20 @@ AGGREGATIONS = {
     "t": "time-weighted mean",
 }
 # name | unit | v lower is better, ^ higher, - neither | aggregation | meaning.  {a,b} are alternatives,
-# <x> is a part without '/', <gauge> and <contract> may have several parts.
+# <x> is a part without '/', <gauge> and <contract> may have several parts.  `!` behind the aggregation: every trial
+# writes it, or its contract metrics/written breaks.
 _ROWS = """
-train_loss | nats/token | v | w | mean cross entropy of the training batches
+train_loss | nats/token | v | w! | mean cross entropy of the training batches
 train_perplexity | 1 | v | w | exp of train_loss, uncapped
-val_loss | nats/token | v | w | cross entropy on the fixed validation set
+val_loss | nats/token | v | w! | cross entropy on the fixed validation set
 val_perplexity | 1 | v | w | exp of val_loss, uncapped
 val_bpb | bits/byte | v | w | val_loss x tokens / (ln 2 x bytes), comparable between tokenizers
-learning_rate | 1 | - | l | rate that the optimizer applied
+learning_rate | 1 | - | l! | rate that the optimizer applied
 lr/<group> | 1 | - | l | the same for one parameter group
-grad_norm | 1 | - | w | global L2 norm of the gradients before clipping
-grad_norm_max | 1 | - | m | largest grad_norm of the window
+grad_norm | 1 | - | w! | global L2 norm of the gradients before clipping
+grad_norm_max | 1 | - | m! | largest grad_norm of the window
 grad_clip_frac | 0..1 | - | w | share of steps whose gradients were clipped
-sparsity | 0..1 | - | l | zeros in the prunable weights
+sparsity | 0..1 | - | l! | zeros in the prunable weights
 sparsity/target | 0..1 | - | l | what the pruning schedule asks for
 sparsity/mask | 0..1 | - | l | zeros in the masks
 sparsity/total | 0..1 | - | l | zeros in all weights
@@ -38,22 +39,22 @@ train_accuracy | % | ^ | w | training images that were classified right, before 
 val_accuracy | % | ^ | w | validation images that are classified right
 test_loss | nats | v | w | cross entropy on the test split; a monitor, nothing is chosen by it
 test_accuracy | % | ^ | w | test images that are classified right; a monitor, nothing is chosen by it
-tokens_seen | tokens | - | l | training tokens consumed, all ranks
-total_training_flops | FLOP | - | l | FLOPs of the model over the whole trial
-total_training_time | s | - | l | seconds of training over the whole trial
-train/tok_per_sec | 1/s | ^ | t | tokens per second of training
-train/samples_per_sec | 1/s | ^ | t | sequences or images per second of training
-train/step_s | s | v | t | seconds of one optimizer step
+tokens_seen | tokens | - | l! | training tokens consumed, all ranks
+total_training_flops | FLOP | - | l! | FLOPs of the model over the whole trial
+total_training_time | s | - | l! | seconds of training over the whole trial
+train/tok_per_sec | 1/s | ^ | t! | tokens per second of training
+train/samples_per_sec | 1/s | ^ | t! | sequences or images per second of training
+train/step_s | s | v | t! | seconds of one optimizer step
 train/mfu | 0..1 | ^ | t | FLOPs of the model over the peak of the device and precision
 time/{startup,compile,warmup,data,fwd_bwd}_s | s | v | s | clock of one activity
 time/{optimizer,prune,eval,checkpoint,other}_s | s | v | s | clock of one activity
-time/data_pct | % | v | t | share of training seconds spent waiting for data
+time/data_pct | % | v | t! | share of training seconds spent waiting for data
 time/epoch_s | s | v | t | seconds of one pass over the training split
 memory/allocated_peak_gib | GiB | v | m | device memory in use, peak since the last row
 memory/reserved_peak_gib | GiB | v | m | device memory held by the allocator, peak since the last row
-memory/host_rss_gib | GiB | v | m | resident memory of the process, peak since the last row
-memory/num_ooms | count | v | s | allocations that failed
-memory/{weights,grads,optimizer,masks}_gib | GiB | v | l | tensors of one kind, walked after step 2
+memory/host_rss_gib | GiB | v | m! | resident memory of the process, peak since the last row
+memory/num_ooms | count | v | s | allocations of device memory that failed
+memory/{weights,grads,optimizer,masks}_gib | GiB | v | l! | tensors of one kind, walked after step 2
 gpu/{compute_util_avg,memory_util_avg} | % | - | t | time a kernel runs, time the memory controller is active
 gpu/{sm_util_avg,tensor_util_avg,dram_util_avg} | % | - | t | counters: SMs, tensor cores, DRAM bandwidth
 gpu/memory_used_avg_gb | GB | - | t | memory in use, mean over our devices
@@ -77,14 +78,17 @@ gpu/<i>/shared | 0/1 | v | m | of one device
 host/{cpu_pct,loader_cpu_pct} | % | - | t | CPU time of the processes of the trial, of its children; 100 is one core
 host/ram_used_gib | GiB | - | t | resident memory of the processes of the trial
 host/coverage | 0..1 | ^ | t | share of the window that was sampled
-final/val_loss | nats/token | v | l | val_loss at the end of the budget
-final/best_val_loss | nats/token | v | l | val_loss of the best evaluation, with pruning of the last sparsity
+final/val_loss | nats/token | v | l! | val_loss at the end of the budget
+final/best_val_loss | nats/token | v | l! | val_loss of the best evaluation, with pruning of the last sparsity
 final/best_val_perplexity | 1 | v | l | exp of final/best_val_loss
 final/best_val_accuracy | % | ^ | l | highest val_accuracy, with pruning that of the last sparsity
 final/test_accuracy | % | ^ | l | test_accuracy at the end of the budget
 final/best_test_accuracy | % | ^ | l | test_accuracy where val_accuracy was highest
 final/epoch_s | s | v | l | mean seconds of one pass over the training split
-sched/lam | 0..1 | - | l | strength of the couplings
+sched/lam | 0..1 | - | l! | strength of the couplings
+baseline/{val,train}_{loss,perplexity} | as the metric | v | l | mirrors only: of the baseline, at equal step
+opt/{spike_frac,soft_reset_frac} | 0..1 | - | w | SPAM: gradient coordinates that were clipped, steps of a soft reset
+opt/rewarm | 0..1 | - | w | SPAM: factor on the rate after moments were forgotten
 effect/<contract> | 0/1 | ^ | l | 1 if a contract of a member holds
 model/<gauge> | 1 | - | l | gauge of a model
 attn/<layer>/<gauge> | 1 | - | l | gauge of an attention member in one layer
@@ -106,6 +110,8 @@ class Metric:
     agg: str
     """A key of AGGREGATIONS."""
     text: str
+    required: bool = False
+    """True if every trial writes it."""
 
 
 class MetricError(ValueError):
@@ -116,12 +122,17 @@ def _table() -> dict[str, Metric]:
     found = {}
     for line in _ROWS.strip().splitlines():
         names, unit, better, agg, text = (part.strip() for part in line.split(" | "))
-        head, _, rest = names.partition("{")
-        options, _, tail = rest.partition("}")
-        for option in options.split(","):
-            name = f"{head}{option}{tail}"
-            found[name] = Metric(name, unit, {"v": "lower", "^": "higher", "-": None}[better], agg, text)
+        required, agg = agg.endswith("!"), agg.removesuffix("!")
+        for name in _names(names):
+            found[name] = Metric(name, unit, {"v": "lower", "^": "higher", "-": None}[better], agg, text, required)
     return found
+
+
+def _names(text: str) -> list[str]:
+    """All names that the alternatives of a row make."""
+    head, _, rest = text.partition("{")
+    options, _, tail = rest.partition("}")
+    return [f"{head}{option}{end}" for option in options.split(",") for end in _names(tail)] if rest else [text]
 
 
 TABLE = _table()
@@ -155,10 +166,13 @@ def markdown() -> str:
         "",
         "Written by `ablab metrics`; the table is `ablab/metrics.py`. Every row also has " + ", ".join(AXES) + ".",
         "A name that is not here is an error; `<..>` stands for a name, `<gauge>` for a gauge of a member.",
+        "What is marked `always` every trial writes, or it fails.",
         "",
         "| name | unit | better | in a window | meaning |",
         "|---|---|---|---|---|",
     ]
     for m in TABLE.values():
-        lines.append(f"| `{m.name}` | {m.unit} | {m.better or '-'} | {AGGREGATIONS[m.agg]} | {m.text} |")
+        lines.append(
+            f"| `{m.name}` | {m.unit} | {m.better or '-'} | {AGGREGATIONS[m.agg]} | {m.text}{'; always' * m.required} |"
+        )
     return "\n".join(lines) + "\n"

@@ -318,8 +318,13 @@ def memory(device: torch.device) -> dict[str, float]:
         peak_bytes(device)
         m["memory/allocated_peak_gib"] = torch.cuda.max_memory_allocated() / GIB
         m["memory/reserved_peak_gib"] = torch.cuda.max_memory_reserved() / GIB
+        m["memory/num_ooms"] = float(torch.cuda.memory_stats()["num_ooms"] - _ooms[0])
+        _ooms[0] += int(m["memory/num_ooms"])
         torch.cuda.reset_peak_memory_stats()
     return m
+
+
+_ooms = [0]  # torch counts from the start of the process
 
 
 _peaks = [0]  # `memory` resets what torch counts
@@ -368,6 +373,12 @@ def _evaluations(loop: Any) -> tuple[int, int]:
     return whole + 1 + (not loop.due()), loop.evals
 
 
+def _written(loop: Any) -> tuple[list[str], list[str]]:
+    """Metrics that every trial writes and this one did not."""
+    names = {name for row in rundir.rows(loop.attempt.trial) for name in row["m"]}
+    return [], [m.name for m in metrics.TABLE.values() if m.required and m.name not in names]
+
+
 FIRST_LOSS = Clause(
     "loss/first",
     "end",
@@ -380,4 +391,5 @@ END = (
     Clause("batch/product", "end", _product),
     Clause("schedule/rate", "end", _rates, 1e-12),
     Clause("eval/count", "end", _evaluations),
+    Clause("metrics/written", "end", _written),
 )

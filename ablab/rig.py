@@ -219,7 +219,9 @@ class Rig:
         odd = {n for n, b in model.named_buffers() if not torch.equal(b, buffers[n])}
         need(not odd, f"evaluation changes {_some(odd)}")
         need(bool(torch.isinf(logits[..., IDS:]).all()), "padded vocabulary can be predicted in eval mode")
-        for name in model.gauges(self._ids(5, 1), build.gauges(self.cfg)):
+        _, optimizer, pruner, _ = self.side
+        gauges = model.gauges(self._ids(5, 1), build.gauges(self.cfg))
+        for name in (*gauges, *pruner.gauges(), *(f"opt/{n}" for n in optimizer.gauges())):
             metrics.get(name)
 
     def resume(self) -> None:

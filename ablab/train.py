@@ -320,6 +320,13 @@ class Loop:
         self.latest |= m
         self.window = self.window.next(self.step, clocks, self.work)
 
+    def effects(self) -> None:
+        """Write whether each contract holds, in a row at the last step and with the clocks of the row before."""
+        m = {f"effect/{name}": float(found["ok"]) for name, found in self.attempt.contracts.items()}
+        axes = {"tokens": self.step * self.work.tokens, "flops": float(self.step * self.work.flops)}
+        axes |= {"train_s": self.clocks.training(), "wall_s": sum(self.window.clocks.values())}
+        self.attempt.patiently(lambda: self.rows.row(self.step, m, **axes))
+
     def _say(self, m: Mapping[str, float], now: bool) -> None:
         """Refresh the status; a line in the log, now or when the last one is SAY_S old."""
         used, total_s, loss = self.used(), self.clocks.total(), m.get("train_loss", self.latest.get("val_loss"))
@@ -517,7 +524,10 @@ def _work(a: Attempt) -> None:
     stop = loop.run()
     # what came out
     a.phase("end")
-    a.judge([*END, *(c for c in clauses if c.moment != "build")], loop, loop.step)
+    try:
+        a.judge([*END, *(c for c in clauses if c.moment != "build")], loop, loop.step)
+    finally:
+        loop.effects()
     loop.rows.close()
     a.write("summary", record.summary(loop, stop))
     a.patiently(lambda: rundir.publish(a.trial, a.dir.number, a.lease["lease"]))

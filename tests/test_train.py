@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ablab import build, checkpoint, config, rundir, train, window
+from ablab import build, checkpoint, config, metrics, rundir, train, window
 from ablab.attempt import Attempt
 from ablab.optim._flat import FlatOptimizer
 from ablab.plugin import Clause
@@ -253,6 +253,32 @@ def test_a_done_trial_holds_all_that_is_promised(tmp_path):
     assert points(trial, "val_bpb")[20] == pytest.approx(val[20] / math.log(2))  # a byte is a token
     assert points(trial, "memory/optimizer_gib").keys() == {3}
     assert trial.status()["state"] == "done" and trial.status()["progress"] > 40
+
+
+def test_every_name_that_a_trial_writes_is_registered_and_what_is_required_is_written(tmp_path):
+    trial = done(tmp_path)
+    names = {name for row in rundir.rows(trial) for name in row["m"]}
+    assert {metrics.get(name).name for name in names} >= {m.name for m in metrics.TABLE.values() if m.required}
+    held = {c["name"]: c["ok"] for c in trial.summary()["contracts"]}
+    last = list(rundir.rows(trial))[-1]
+    assert last["m"] == {f"effect/{name}": float(ok) for name, ok in held.items()} and len(held) > 6
+
+
+@pytest.mark.parametrize(("lost", "text"), [("grad_norm", "metrics/written"), (None, "'val_los': no such metric")])
+def test_a_required_name_that_is_missing_and_an_unknown_one_fail_the_trial(tmp_path, lost, text):
+    def before():
+        real = Window.measures
+
+        def measures(self, *args):
+            m = real(self, *args)
+            return {k: v for k, v in m.items() if k != lost} if lost else {**m, "val_los": 1.0}
+
+        Window.measures = measures
+
+    trial, attempt, code = run(tmp_path, "", before)
+    assert code == 1 and text in attempt.log.read_text() + str(attempt.read("exit"))
+    if lost:
+        assert points(trial, "effect/metrics/written") == {20: 0.0}
 
 
 def test_a_pruned_cache_changes_what_is_measured_and_nothing_else(tmp_path):
