@@ -2,7 +2,9 @@
 """scripts/: whitespace, commit messages and the form of defconfigs, each with findings that must be seen."""
 
 import importlib.util
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +163,39 @@ def test_the_figures_of_the_documents_are_drawn_from_the_code(tmp_path):
     script("draw_mechanisms").main(str(tmp_path))
     drawn = sorted(p.name for p in tmp_path.iterdir() if p.read_bytes().startswith(b"\x89PNG"))
     assert drawn == sorted(p.name for p in (ROOT / "docs").glob("mechanisms-*.png"))
+
+
+# old names
+
+
+SHIMS = {
+    "inspect_wandb_keys.py": '"keys"',
+    "query_wandb_gpu.py": '"gpu"',
+    "query_wandb_gpu_full.py": '"gpu", "--full"',
+    "plot_torch_compile_impact.py": '"plots", "SET=torch_compile"',
+    "validate_ablation_steps.sh": "ablab check",
+}
+
+
+@pytest.mark.parametrize("name", SHIMS)
+def test_an_old_name_is_a_few_lines_over_a_verb(name):
+    path = ROOT / "scripts" / name
+    text = path.read_text()
+    assert SHIMS[name] in text and len(text.splitlines()) <= 10 and path.stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["inspect_wandb_keys.py", "--run-name", "x"], 2, "SOURCE=wandb: of which project? add PROJECT="),
+        (["inspect_wandb_keys.py", "--source", "trackio", "--project", "p", "--run-name", "x"], 1, "no such project"),
+        (["inspect_wandb_keys.py", "SOURCE=local", "O=results", "SEL=nope"], 1, "nope: selects no trial"),
+        (["validate_ablation_steps.sh", "STEP=nope"], 2, "STEP=nope"),
+    ],
+)
+def test_an_old_name_ends_as_its_verb_does(tmp_path, words, code, said):
+    interpreter = [sys.executable] if words[0].endswith(".py") else ["sh"]
+    command = [*interpreter, str(ROOT / "scripts" / words[0]), *words[1:]]
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == code and said in done.stderr, done.stdout + done.stderr

@@ -1,0 +1,10 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The keys of a run: `ablab keys`, of W&B unless --source says otherwise."""
+
+import sys
+
+from ablab.__main__ import main
+
+default = [] if any(w.lower().lstrip("-").startswith("source") for w in sys.argv) else ["--source", "wandb"]
+sys.exit(main(["keys", *default, *sys.argv[1:]]))
