@@ -441,6 +441,28 @@ def _(v: Vars) -> int:
     return show(v, f"{report.summary_table(found)}\n\nreport: {shown(path)}")
 
 
+@verb("plots", "CAMPAIGN", takes="SET O")
+def _(v: Vars) -> int:
+    """Draw the figures of a campaign: SET=all (default), torch_compile (exit 3 if trials differ in more than that), or
+    one by name."""
+    from ablab.report import figures
+
+    code, lines = figures.draw(campaign(v), v.get("SET", "all"))
+    show(v, "\n".join(lines), lines)
+    return code
+
+
+@verb("plot-check", "PATHS+", takes="O", forms=TABLE)
+def _(v: Vars) -> int:
+    """Check that the pictures below PATHS=docs are what their campaigns below O= say: ok, excluded, stale, orphan or
+    edited; any but the first two exits 1."""
+    from ablab.report import figures
+
+    found = figures.check([Path(p) for p in words(v, "PATHS") or ["docs"]], results(v))
+    table(v, found)
+    return 0 if figures.is_good(found) else 1
+
+
 def trials(v: Vars, name: str) -> list[Any]:
     """The trials that the words of a variable select, here or with SOURCE= at a tracker."""
     from ablab.report import query, source

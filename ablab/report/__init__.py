@@ -10,11 +10,14 @@ def build(campaign: Campaign | Path) -> Path:
     """Write the report of a campaign, finished or not, below its report/: a pure function of the folder.  Returns the
     path of report.md."""
     # numpy and matplotlib take a second to import and `make help` has no use for them
-    from ablab.report import load, page, web
+    from ablab.report import load, page, plots, web
 
     c = load.read(campaign)
+    c.dir.report.mkdir(exist_ok=True)
     verdicts = page.judge(c)
-    web.build(c, verdicts, page.build(c, verdicts))
+    figures = plots.draw(c, verdicts, plots.REPORT, page.certificate(c.dir))
+    page.build(c, verdicts, figures)
+    web.build(c, verdicts, figures)
     return c.dir.report / "report.md"
 
 

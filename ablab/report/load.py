@@ -278,6 +278,12 @@ class Loaded:
     def metric(self) -> metrics.Metric:
         return metrics.get(self.key)
 
+    @property
+    def what(self) -> str:
+        """The metric in words: `val_loss (nats/token, lower is better), final`."""
+        better = f", {self.metric.better} is better" if self.metric.better else ""
+        return f"{self.key} ({self.metric.unit}{better}), {self.mode}"
+
     @cached_property
     def parents(self) -> dict[str, str]:
         """Step -> the step it is compared with where no contrast says otherwise; the first has none."""

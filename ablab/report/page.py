@@ -12,9 +12,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ablab import plan, rundir
-from ablab.report import load, stats
+from ablab.report import load, plots, stats
 from ablab.report.load import Arm, Loaded, Trial
-from ablab.report.plots import _save, ablation_forest, loss_curves
 from ablab.report.stats import Verdict
 from ablab.report.table import Cell, Table, escape, line, merge
 
@@ -27,26 +26,14 @@ COST: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "tokens/s": (",.0f", lambda s: s["perf"]["tok_per_s"]),
     "peak GiB": (".2f", lambda s: s["perf"]["peak_mem_bytes"] / 2**30),
 }
-CAPTIONS = {
-    "loss_curves": "Median and min-max band over the seeds of each arm, at the points that all have."
-    " The vertical range leaves out the first tenth of the axis.",
-    "ablation_forest": "Difference and exact interval of each contrast; marker and colour tell the verdict.",
-}
 
 
-def build(c: Loaded, verdicts: Sequence[Verdict]) -> list[str]:
-    """Write report.md, table.csv, base.config and the figures, whose names it returns."""
+def build(c: Loaded, verdicts: Sequence[Verdict], figures: Sequence[str]) -> None:
+    """Write report.md, table.csv and base.config."""
     folder = c.dir.report
-    folder.mkdir(exist_ok=True)
-    figures = draw(c, verdicts)
-    for name in CAPTIONS.keys() - set(figures):  # of an earlier report, now without a result behind it
-        for suffix in _save.SUFFIXES:
-            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
-    page = markdown(c, verdicts, figures)
     rundir.write_bytes(folder / "table.csv", trial_table(c).csv().encode())
     rundir.write_bytes(folder / "base.config", c.content["base"]["config"].encode())
-    rundir.write_bytes(folder / "report.md", page.encode())
-    return figures
+    rundir.write_bytes(folder / "report.md", markdown(c, verdicts, figures).encode())
 
 
 def certificate(c: rundir.Campaign) -> str | None:
@@ -196,44 +183,11 @@ def summary_table(campaign: rundir.Campaign | Path) -> str:
     columns = ("arm", "title", "n", "mean", "sd", "difference", "%", "", "verdict")
     table = merge(columns, rows, SPREAD | {"difference": "+#.4g", "%": "+.2f"})
     lost = [line(f"no result: {_fate(t)} {reason(c, t)}") for t in c.trials if t.is_lost]
-    return "\n".join([f"{c.name}: {metric_text(c)}", table.text(), *lost, *banners(c, [])])
-
-
-def metric_text(c: Loaded) -> str:
-    better = f", {c.metric.better} is better" if c.metric.better else ""
-    return f"{c.key} ({c.metric.unit}{better}), {c.mode}"
+    return "\n".join([f"{c.name}: {c.what}", table.text(), *lost, *banners(c, [])])
 
 
 def reason(c: Loaded, t: Trial) -> str:
     return f"has no finite {c.key}" if t.is_done else t.reason.replace(f"{c.dir.path}/", "")
-
-
-# Figures
-
-
-def draw(c: Loaded, verdicts: Sequence[Verdict]) -> list[str]:
-    """Draw what there is something to draw for; returns the names."""
-    axis = {"tokens": ("tokens", "training tokens")}.get(c.registered["budget"], ("step", "optimizer steps"))
-    origin = {
-        "commit": c.content["code"]["commit"],
-        "query": {"campaign": c.name, "metric": c.key, "mode": c.mode, "x": axis[0]},
-        "trials": [t.id for t in c.trials if t.is_done],
-        "inputs": c.inputs(),
-        "certificate": certificate(c.dir) or "uncertified",
-    }
-    label, drawn = f"{c.key} ({c.metric.unit})", []
-    arms = [
-        (f"{a.label} {a.title}".strip(), [t.points(c.key, axis[0]) for t in a.trials if t.is_done])
-        for a in c.arms.values()
-    ]
-    curves = loss_curves.info(f"{c.key}: median and range over seeds", axis[1], label, arms)
-    if curves.curves:
-        drawn.append(_save.save(c.dir.report, "loss_curves", curves, loss_curves.draw, origin))
-    if any(v.effect is not None for v in verdicts):
-        title, margin = f"{metric_text(c)}: left minus right", c.registered["margin"]
-        forest = ablation_forest.info(title, f"difference of {label}", margin, verdicts)
-        drawn.append(_save.save(c.dir.report, "ablation_forest", forest, ablation_forest.draw, origin))
-    return drawn
 
 
 # The page
@@ -250,7 +204,7 @@ def markdown(c: Loaded, verdicts: Sequence[Verdict], figures: Sequence[str]) -> 
         "## Verdicts",
         verdict_table(c, verdicts).markdown() if verdicts else "No contrast: nothing is compared here.",
         "## Arms",
-        f"{escape(metric_text(c))}. Only done trials count; sd, min, max: over seeds; cost: mean of a trial.",
+        f"{escape(c.what)}. Only done trials count; sd, min, max: over seeds; cost: mean of a trial.",
         arm_table(c).markdown(),
         "## Trials without a result",
         _without(c),
@@ -272,8 +226,8 @@ def _bullets(items: Iterable[str]) -> str:
 
 
 def _figure(name: str) -> str:
-    files = ", ".join(f"[{suffix}]({name}.{suffix})" for suffix in _save.SUFFIXES)
-    return f"![{name}]({name}.png)\n\n{CAPTIONS[name]} {files}"
+    files = ", ".join(f"[{suffix}]({name}.{suffix})" for suffix in plots.SUFFIXES)
+    return f"![{name}]({name}.png)\n\n{plots.figure(name).CAPTION} {files}"
 
 
 def facts(c: Loaded) -> Iterable[str]:
@@ -282,7 +236,7 @@ def facts(c: Loaded) -> Iterable[str]:
     count = ", ".join(f"{n} {state}" for state, n in states.items())
     yield f"Trials: {states['done']} of {len(c.trials)} done; {count}"
     pairing = ", paired" if r["paired"] else ""
-    yield f"Metric: {metric_text(c)}; budget: {r['budget']}; seeds: {r['seeds']}{pairing}"
+    yield f"Metric: {c.what}; budget: {r['budget']}; seeds: {r['seeds']}{pairing}"
     if study:
         yield f"Study: {study['name']} ({study['sha256'][:12]}), {c.content['kind']}"
     if not r["as_written"]:

@@ -15,7 +15,7 @@ from statistics import fmean, median
 from typing import Any
 
 from ablab import kconf, metrics, plan, rundir
-from ablab.report import compare, page
+from ablab.report import compare, lens, page
 from ablab.report.load import Arm, Loaded, Trial
 from ablab.report.stats import Verdict
 from ablab.report.table import Table, line, merge, shown
@@ -154,7 +154,7 @@ def campaign_model(c: Loaded, verdicts: Sequence[Verdict], figures: Sequence[str
         "facts": [line(fact) for fact in page.facts(c)],
         "sections": [
             section("Verdicts", forest(c, verdicts), None if verdicts else text("Nothing is compared here.")),
-            section("Arms", text(f"{page.metric_text(c)}. Only done trials count; sd, min, max: over seeds."), arms),
+            section("Arms", text(f"{c.what}. Only done trials count; sd, min, max: over seeds."), arms),
             section("Curves", curves(list(c.arms.values()), keys) or text("None: no trial is done.")),
             section("Lenses", *lenses(c)),
             section(
@@ -315,9 +315,25 @@ def _forecasts(c: Loaded) -> Model:
     )
 
 
-def lenses(c: Loaded) -> list[Model]:
+def lenses(c: Loaded) -> Iterable[Model]:
     """The arms at the largest value of each budget that all of them reached."""
-    return [text("The registered budget alone decides; no other lens is computed for this campaign.")]
+    rows, flips = [], []
+    for found in lens.lenses(c):
+        flips += [f"equal {found.name}: {left} and {right} change places" for left, right in found.flips]
+        for arm, p in found.arms.items():
+            place = f"{found.name} {found.at:.4g} {found.unit}"
+            rows.append(
+                (place, arm or "base", p.n, p.value, p.rank, p.registered, "mid-schedule" if p.mid_schedule else "")
+            )
+    if not rows:
+        yield text("Fewer than two arms have a result.")
+        return
+    yield text(
+        "The same trials at other budgets, each at the largest amount that all reached. The registered one decides."
+    )
+    yield items(flips) if flips else text("No compared pair changes its order under any lens.")
+    head = ("equal", "arm", "n", c.key, "rank", "registered rank", "note")
+    yield table(merge(head, rows, {c.key: "#.6g"}), name="lenses", filter=True)
 
 
 def config_block(c: Loaded) -> Model:
@@ -421,7 +437,7 @@ def trial_model(c: Loaded, t: Trial, base: Mapping[str, str], points: int = POIN
         "title": t.id,
         "up": "../report.html",
         "banners": page.banners(c, []),
-        "lead": f"{page.metric_text(c)}: {shown(t.value(c.key, c.mode), '#.6g')}",
+        "lead": f"{c.what}: {shown(t.value(c.key, c.mode), '#.6g')}",
         "facts": [
             f"State: {t.state}" + (f", {line(wrong)}" if wrong else ""),
             f"Arm: {line(t.record['step'] or 'base')} {line(str(t.record['title']))}, seed {t.seed}",

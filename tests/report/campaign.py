@@ -75,7 +75,8 @@ def write(
     """A campaign in which the trial of an arm and seed ends with val_loss `finals(arm, seed)`.
 
     `fates` maps a trial id to a state other than done, `queued` and `running` included.  `facts` are
-    changes of the manifest, `outcome` those of the summary; its `step_s` are seconds of one step.
+    changes of the manifest, `outcome` those of the summary; its `step_s` are seconds of one step, its `rows`
+    further metrics of a step.
     """
     rounds = sorted({s for arm in arms for s in _seeds(seeds, arm)})
     points = [(arm, seed) for seed in rounds for arm in arms if seed in _seeds(seeds, arm)]
@@ -158,9 +159,8 @@ def run(
     fate: str = "done",
     facts: Mapping[str, Any] = {},
     outcome: Mapping[str, Any] = {},
-    more: Callable[[int], Mapping[str, float]] = lambda step: {},
 ) -> None:
-    """One attempt of a queued trial; all that is not `done` stops half way.  `more` is added to the row of a step."""
+    """One attempt of a queued trial; all that is not `done` stops half way."""
     lease = journal.claim(trial)
     number, last = lease["attempt"], STEPS if fate == "done" else STEPS // 2
     step_s = outcome.get("step_s", 0.1)
@@ -170,15 +170,16 @@ def run(
     rows = Rows(attempt.metrics, "metrics", header, clock=lambda: float(next(ticks)))
     for step in range(0, last + 1, EVERY):
         axes = {"tokens": step * 768, "train_s": step * step_s, "wall_s": step * 2 * step_s, "flops": step * 1e6}
-        losses = {"val_loss": loss(final, step), "train_loss": loss(final, step) - 0.1}
-        rows.row(step, losses | more(step), **axes)
+        m = {"val_loss": loss(final, step), "train_loss": loss(final, step) - 0.1}
+        rows.row(step, m | outcome.get("rows", lambda step: {})(step), **axes)
     rows.close()
     trial.write("manifest", {**_manifest(trial, lease), **facts})
     if fate == "running":
         return
     if fate == "done":
         trial.write("built", {})
-        trial.write("summary", {**_summary(trial, number, final), **outcome})
+        kept = {k: v for k, v in outcome.items() if k != "rows"}
+        trial.write("summary", {**_summary(trial, number, final), **kept})
         publish(trial, number, lease["lease"])
     cls = {"failed": "exception", "diverged": None}.get(fate)
     journal.append(trial.name, TrialState(fate), reason="done" if fate == "done" else f"{fate} at step {last}", cls=cls)

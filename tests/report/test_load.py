@@ -75,7 +75,8 @@ def test_extremes_are_those_at_the_last_sparsity(tmp_path):
     assert journal.append(trial.name, TrialState.QUEUED, reason="rerun")
     ramp = {step: min(step / 60, 0.5) for step in range(0, campaign.STEPS + 1, campaign.EVERY)}
     dense = {"val_loss": 0.5}  # better than all that follows, before anything is pruned
-    campaign.run(journal, trial, 1.25, more=lambda s: {"sparsity/target": ramp[s], **(dense if s < 30 else {})})
+    rows = lambda step: {"sparsity/target": ramp[step], **(dense if step < 30 else {})}
+    campaign.run(journal, trial, 1.25, outcome={"rows": rows})
     again = load.read(folder).trials[0]
     at = [campaign.loss(1.25, step) for step, level in ramp.items() if level == 0.5]
     assert len(at) > 1 and (again.value("val_loss", "max"), again.value("val_loss", "min")) == (max(at), min(at))

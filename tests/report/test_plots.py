@@ -36,7 +36,7 @@ CURVES = [
 
 
 def curves(arms=CURVES):
-    return loss_curves.info("val_loss", "optimizer steps", "val_loss (nats/token)", arms)
+    return loss_curves.arrange("val_loss", "optimizer steps", "val_loss (nats/token)", arms)
 
 
 def forest():
@@ -49,7 +49,7 @@ def forest():
         facts = {"title": "$x^2$ \u4f60 <b>", "where": "", "failed": (), "waiting": 0, "hours": None}
         made.append(stats.Contrast(left=name, right="R0", a=a, b=dict(enumerate(base)), registered=n > 1, **facts))
     title = "val_loss, left minus right; lower is better"
-    return ablation_forest.info(title, "difference of val_loss (nats/token)", 0.01, stats.judge(made, rule))
+    return ablation_forest.arrange(title, "difference of val_loss (nats/token)", 0.01, stats.judge(made, rule))
 
 
 def test_a_curve_is_median_and_range_at_the_points_that_all_seeds_have():

@@ -10,10 +10,34 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ablab import rundir
-from ablab.report.plots import _style
-from ablab.report.table import Table
+from ablab.report.plots import SUFFIXES, _style
+from ablab.report.table import Cell, Table, merge
 
-SUFFIXES = ("png", "svg", "csv", "json")
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sheet:
+    """All numbers and texts of a figure that is one table."""
+
+    title: str
+    labels: tuple[str, ...]
+    """Of its axes, in the order of its panels."""
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def table(self) -> Table:
+        return merge(self.columns, self.rows)
+
+    def column(self, name: str) -> list[Any]:
+        i = self.columns.index(name)
+        return [row[i] for row in self.rows]
+
+    def groups(self, name: str) -> dict[Any, "Sheet"]:
+        """The rows of each value of a column, in the order of their first."""
+        i = self.columns.index(name)
+        found: dict[Any, list[tuple[Cell, ...]]] = {}
+        for row in self.rows:
+            found.setdefault(row[i], []).append(row)
+        return {key: dataclasses.replace(self, rows=tuple(rows)) for key, rows in found.items()}
 
 
 class Info(Protocol):

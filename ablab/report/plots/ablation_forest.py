@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ablab.report.load import Loaded
 from ablab.report.plots import _style
 from ablab.report.stats import Verdict
 from ablab.report.table import Table, merge, shown
 
+CAPTION = "Difference and exact interval of each contrast; marker and colour tell the verdict."
 WIDTH, HEIGHT, ROW = 11.0, 1.4, 0.28  # inches
 HEADING = -1.0  # the row above the first
 TABS = (*((x, "right") for x in (0.14, 0.31, 0.48, 0.6, 0.67)), (0.72, "left"))
@@ -43,7 +45,15 @@ class Info:
         return merge(("contrast", "effect", "low", "high", "level", "n", "word"), rows)
 
 
-def info(title: str, x_label: str, margin: float | None, verdicts: Sequence[Verdict]) -> Info:
+def info(c: Loaded, verdicts: Sequence[Verdict]) -> Info | None:
+    """The verdicts of a campaign, None without a single effect."""
+    if all(v.effect is None for v in verdicts):
+        return None
+    title = f"{c.what}: left minus right"
+    return arrange(title, f"difference of {c.key} ({c.metric.unit})", c.registered["margin"], verdicts)
+
+
+def arrange(title: str, x_label: str, margin: float | None, verdicts: Sequence[Verdict]) -> Info:
     """The figure of a list of verdicts."""
     rows = []
     for v in verdicts:

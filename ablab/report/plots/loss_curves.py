@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from ablab.report.load import Loaded
 from ablab.report.plots import _style
+from ablab.report.stats import Verdict
 from ablab.report.table import Table, merge
 
+CAPTION = (
+    "Median and min-max band over the seeds of each arm, at the points that all have."
+    " The vertical range leaves out the first tenth of the axis."
+)
 TOGETHER = 4  # more curves than this in one panel cannot be told apart
 COLUMNS = 3
 NAME = 30  # characters
@@ -43,7 +49,18 @@ class Info:
         return merge(("arm", "n", "x", "median", "low", "high"), rows)
 
 
-def info(
+def info(c: Loaded, verdicts: Sequence[Verdict]) -> Info | None:
+    """The curves of the registered metric, over tokens if they are the budget, else over steps."""
+    axis = {"tokens": ("tokens", "training tokens")}.get(c.registered["budget"], ("step", "optimizer steps"))
+    arms = [
+        (f"{a.label} {a.title}".strip(), [t.points(c.key, axis[0]) for t in a.trials if t.is_done])
+        for a in c.arms.values()
+    ]
+    found = arrange(f"{c.key}: median and range over seeds", axis[1], f"{c.key} ({c.metric.unit})", arms)
+    return found if found.curves else None
+
+
+def arrange(
     title: str,
     x_label: str,
     y_label: str,
