@@ -141,9 +141,9 @@ def undeclared(rows: Sequence[tuple[str, Cell, Cell, str]]) -> tuple[str, ...]:
 
 def _compare(a: Sequence[Any], b: Sequence[Any], keys: Sequence[str], anyway: bool, lens: str) -> Comparison:
     done = [[t for t in side if t.is_done] for side in (a, b)]
-    rows = differences(a, b)
+    found = undeclared(rows := differences(a, b))
     names = [f"{s[0].arm} of {s[0].campaign} (n={len(d)} of {len(s)})" for s, d in zip((a, b), done, strict=True)]
-    shown = anyway or not (found := undeclared(rows))
+    shown = anyway or not found
     return Comparison(
         f"base {names[0]}, other {names[1]}",
         merge(("what", "base", "other", "treatment"), rows),
