@@ -100,7 +100,7 @@ def put(v: Vars, text: str) -> int:
     from ablab import rundir
 
     rundir.write_bytes(Path(v["OUT"]).absolute(), (text.rstrip("\n") + "\n").encode())
-    print(f"written: {shown(Path(v['OUT']).absolute())}", file=sys.stderr)
+    print(f"written: {shown(Path(v['OUT']).absolute())}")
     return 0
 
 

@@ -198,7 +198,7 @@ def test_out_writes_what_would_be_printed(results, tmp_path, form):
     words = ["series", "ra-one/r0-s1", "KEY=val_loss", f"FORMAT={form}", f"O={results}"]
     shown = run(*words)
     done = run(*words, "--out", str(tmp_path / "out"))
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (done.returncode, done.stdout) == (0, f"written: {tmp_path / 'out'}\n")
     assert (tmp_path / "out").read_text() == shown.stdout
 
 
