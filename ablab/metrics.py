@@ -50,6 +50,7 @@ time/{startup,compile,warmup,data,fwd_bwd}_s | s | v | s | clock of one activity
 time/{optimizer,prune,eval,checkpoint,other}_s | s | v | s | clock of one activity
 time/data_pct | % | v | t! | share of training seconds spent waiting for data
 time/epoch_s | s | v | t | seconds of one pass over the training split
+time/epoch_mean_s | s | v | l | the same, mean over the whole trial
 memory/allocated_peak_gib | GiB | v | m | device memory in use, peak since the last row
 memory/reserved_peak_gib | GiB | v | m | device memory held by the allocator, peak since the last row
 memory/host_rss_gib | GiB | v | m! | resident memory of the process, peak since the last row
@@ -84,7 +85,6 @@ final/best_val_perplexity | 1 | v | l | exp of final/best_val_loss
 final/best_val_accuracy | % | ^ | l | highest val_accuracy, with pruning that of the last sparsity
 final/test_accuracy | % | ^ | l | test_accuracy at the end of the budget
 final/best_test_accuracy | % | ^ | l | test_accuracy where val_accuracy was highest
-final/epoch_s | s | v | l | mean seconds of one pass over the training split
 sched/lam | 0..1 | - | l! | strength of the couplings
 baseline/{val,train}_{loss,perplexity} | as the metric | v | l | mirrors only: of the baseline, at equal step
 opt/{spike_frac,soft_reset_frac} | 0..1 | - | w | SPAM: gradient coordinates that were clipped, steps of a soft reset

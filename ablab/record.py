@@ -308,7 +308,7 @@ def final(loop: Any) -> dict[str, float]:
     if "test_accuracy" in loop.found:
         found["final/test_accuracy"] = loop.found["test_accuracy"]
     passes = loop.step * loop.work.samples / loop.work.epoch
-    return found | {"final/epoch_s": (loop.clocks.training() + loop.clocks.spent["data"]) / passes}
+    return found | {"time/epoch_mean_s": (loop.clocks.training() + loop.clocks.spent["data"]) / passes}
 
 
 def memory(device: torch.device) -> dict[str, float]:

@@ -64,8 +64,10 @@ class Images(Prepared):
                 raise DataError(f"{self.symbol}: {name}: class {labels.max()}, there are {self.classes}")
             entries = [store(part / f"{name}-{kind}.bin", a) for kind, a in (("images", images), ("labels", labels))]
             splits[name] = {"samples": len(labels), "shards": entries[:1], "labels": entries[1]}
-        pixels = parts["train"][0].transpose(1, 0, 2, 3).reshape(self.channels, -1)
-        counts = np.stack([np.bincount(c, minlength=256) for c in pixels])  # exact, and needs no copy in floats
+        counts = np.zeros((self.channels, 256), np.int64)
+        for first in range(0, len(parts["train"][0]), CHUNK):  # exact, and no large copy
+            some = parts["train"][0][first : first + CHUNK]
+            counts += [np.bincount(some[:, c].ravel(), minlength=256) for c in range(self.channels)]
         levels, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
         mean = self.mean or (share @ levels).tolist()
         std = self.std or np.sqrt(share @ levels**2 - (share @ levels) ** 2).tolist()

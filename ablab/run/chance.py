@@ -24,10 +24,14 @@ def plans(count: int, seed: int, machine: Machine, data: Path) -> tuple[list[Pla
 
 
 def _rules(values: dict, tree: Tree, data: Path) -> Layer:
-    """The same few tokens for all, and what rules across symbols want, which chance rarely meets."""
-    heads = values["MODEL_GPT_HEADS"]
-    lines = ["DATA_SYNTH=y", "DATA_SYNTH_TOKENS=40000", f'DATA_DIR="{data}"', 'OPT_LR="6e-4"']
-    lines += [f"MODEL_GPT_EMBED={-(-16 // heads) * heads}", "MODEL_GPT_VOCAB=50304", "MODEL_GPT_BLOCK=512"]
+    """The same few tokens or images for all, and what rules across symbols want, which chance rarely meets."""
+    heads = values.get("MODEL_GPT_HEADS")
+    lines = [f'DATA_DIR="{data}"', 'OPT_LR="6e-4"']
+    if heads:
+        lines += ["DATA_SYNTH=y", "DATA_SYNTH_TOKENS=40000", "MODEL_GPT_VOCAB=50304", "MODEL_GPT_BLOCK=512"]
+        lines.append(f"MODEL_GPT_EMBED={-(-16 // heads) * heads}")
+    else:
+        lines += ["DATA_SYNTHIMAGE=y", "DATA_SYNTHIMAGE_SAMPLES=600"]
     steady = {"EPS": "1e-8", "BETA2": "0.95"}  # at 1 and at 0 Adam does not move and does not hold
     lines += [
         f'{n}="{steady[end]}"' for n in values if n.startswith("OPT_") and (end := n.rpartition("_")[2]) in steady
@@ -38,6 +42,7 @@ def _rules(values: dict, tree: Tree, data: Path) -> Layer:
     fit = {"SCHED_COUPLING_START": 0, "SCHED_COUPLING_WINDOW": 8, "OPT_SGD_MOMENTUM": '"0.9"'}
     fit |= {"PRUNE_WARMUP": 1, "PRUNE_RAMP_STEP": 2, "PRUNE_RAMP_FRACTION": '"1.0"', "PRUNE_SPARSITY": '"0.5"'}
     fit |= {"PRUNE_INITIAL": '"0.0"', "PRUNE_ALLOC_CAP": '"0.95"', "TRAIN_BATCH_EFFECTIVE": 8}
+    fit |= {"DATA_AUGMENT_RESIZE": 64 if values.get("DATA_AUGMENT_RESIZE") else 0}
     fit |= {n: max(values.get(n, 0), least) for n, least in (("TRAIN_STEPS", 20), ("TRAIN_TOKENS", 20 * 8 * 512))}
     fit["OPT_ADAMWSPAM_GRACE"] = max(2, values.get("OPT_ADAMWSPAM_GRACE", 2))
     fit["OPT_ADAMWSPAM_INTERVAL"] = max(2, values.get("OPT_ADAMWSPAM_INTERVAL", 2))

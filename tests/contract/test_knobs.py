@@ -30,6 +30,7 @@ ELSEWHERE = {
     ),
     "Wandb.Config.mode": "read by the mirror process: tests/track",
     "Telemetry.Section.period_ms": "read by the sampler: tests/telemetry/test_sampler.py",
+    "Files.Config.path": "tests/data/test_image.py",
 }
 # turning these changes nothing in ten CPU steps, for the reason given
 STILL = {
@@ -101,6 +102,7 @@ def test_every_field_is_read(tmp_path):
             "\nCONFIG_PRUNE_MOVEMENT=y\nCONFIG_PRUNE_WARMUP=2\nCONFIG_OPT_SGD=y\nCONFIG_PRUNE_ALLOC_DEPTH=y",
             "\nCONFIG_OPT_ADAMWPRUNE=y\nCONFIG_PRUNE_STATE=y\nCONFIG_PRUNE_WARMUP=2\nCONFIG_PRUNE_STATE_SCORE_BITTER5=y",
             "\nCONFIG_PRUNE_MAGNITUDE=y\nCONFIG_PRUNE_WARMUP=2\nCONFIG_PRUNE_RAMP_BY_STEP=y\nCONFIG_PRUNE_RAMP_STEP=8",
+            "\nCONFIG_MODEL_RESNET=y\nCONFIG_MODEL_RESNET_WIDTH=4\nCONFIG_DATA_SYNTHIMAGE=y\nCONFIG_DATA_AUGMENT_FLIP=y",
         ]
     ):
         extra = FEW + lines
