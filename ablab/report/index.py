@@ -28,9 +28,11 @@ from ablab import machine, metrics, rundir
 from ablab.rundir import TrialDir
 
 SETTLED_NS = 2_000_000_000  # twice the coarsest tick in use, one second
+VERSION = 1  # of the files; others are made again
 FEW = 32  # trials that are read faster here than by processes that must start first
 _scan = json.JSONDecoder().scan_once
 _NUMBERS = {int, float, type(None)}
+_HEAD = ("q", "t", *metrics.AXES, "attempt")
 
 
 class Span(NamedTuple):
@@ -62,12 +64,33 @@ class Columns:
         values = self._array(name)
         return self._array(f"#{name}") if f"#{name}" in self._columns else np.arange(len(values)), values
 
+    def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """The rows that have one of these metrics, with these alone, as rundir.rows gives them."""
+        parts = [(name, *self.get(name)) for name in names if name in self.spans]
+        if not parts:
+            return []
+        where = np.unique(np.concatenate([at for _, at, _ in parts]))
+        cells = [_plain(self.axis(name)[where]) for name in _HEAD]
+        found = [dict(zip(_HEAD, row, strict=True), m={}, bad=[]) for row in zip(*cells, strict=True)]
+        for name, at, values in parts:
+            for i, value in zip(np.searchsorted(where, at).tolist(), _plain(values), strict=True):
+                found[i]["m"][name] = value
+                if value is None:
+                    found[i]["bad"].append(name)
+        return found
+
     def _array(self, name: str) -> np.ndarray:
         offset, size, kind, crc = self._columns[name]
         data = self._fetch(offset, size)
         if len(data) != size or zlib.crc32(data) != crc:
             raise _DamageError(name)
         return np.frombuffer(data, kind)
+
+
+def _plain(values: np.ndarray) -> list[Any]:
+    """Numbers of Python; None for NaN."""
+    cells = values.tolist()
+    return [None if v != v else v for v in cells] if np.isnan(values).any() else cells
 
 
 class _DamageError(Exception):
@@ -123,8 +146,10 @@ def _stored(trial: TrialDir, path: Path) -> Columns | None:
             start = file.tell()
     except (OSError, rundir.RunError):
         return None
-    fresh = head is not None and head["sources"] == _stamps(trial.path, [a.metrics for a in trial.attempts()])
-    return _Stored(trial, path, head, start) if fresh and head else None
+    if not isinstance(head, dict) or head.get("version") != VERSION:
+        return None
+    fresh = head["sources"] == _stamps(trial.path, [a.metrics for a in trial.attempts()])
+    return _Stored(trial, path, head, start) if fresh else None
 
 
 def _make(trial: TrialDir, path: Path) -> Columns:
@@ -134,7 +159,7 @@ def _make(trial: TrialDir, path: Path) -> Columns:
         found = pack(*_rows(trial))
         if before == _stamps(trial.path, sources):
             head = {"spans": found.spans, "damage": found.damage, "columns": found._columns}
-            write({"sources": before, **head}, found._fetch(0, -1))
+            write({"version": VERSION, "sources": before, **head}, found._fetch(0, -1))
     return found
 
 
@@ -224,6 +249,8 @@ def _rows(trial: TrialDir) -> tuple[list[dict[str, Any]], list[str]]:
         header = next(rundir.lines(attempts[0].metrics, "metrics"), None)
         # at the step of the header a name counts once, which rundir.rows sees to
         if found is not None and header and sum(r["step"] == header["resumed_at_step"] for r in found) < 2:
+            for row in found:
+                row["attempt"] = attempts[0].number
             return found, []
     damage: list[str] = []
     return list(rundir.rows(trial, None, damage)), damage
@@ -262,7 +289,7 @@ def pack(rows: Sequence[Mapping[str, Any]], damage: Sequence[str] = ()) -> Colum
         columns[name] = [len(data), len(raw), values.dtype.str, zlib.crc32(raw)]
         data.extend(raw)
 
-    for axis in metrics.AXES:
+    for axis in _HEAD:
         put(f"@{axis}", _numbers([row.get(axis) for row in rows])[1])
     steps = [row["step"] for row in rows]
     shapes: dict[tuple[str, ...], list[int]] = {}

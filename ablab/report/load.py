@@ -212,8 +212,8 @@ class Trial(Curves):
         return plan.arm_text(self.record["step"], self.record["axes"]) if changed else "base"
 
     def rows(self, *keys: str) -> list[dict[str, Any]]:
-        """Its rows with these metrics, all attempts merged."""
-        return list(rundir.rows(self.dir, keys or None))
+        """Its rows, or those with these metrics, all attempts merged."""
+        return self.columns.rows(keys) if keys else list(rundir.rows(self.dir))
 
     def value(self, key: str, mode: str = "final") -> float | None:
         """The metric as `over` has it; None for a trial without it or not done."""

@@ -165,6 +165,19 @@ def test_attempts_are_merged_as_rundir_merges_them(trial):
     assert got(trial)["val_loss"][-1] == (140, -140.0)
 
 
+@pytest.mark.parametrize("names", [["val_loss"], ["grad_norm"], ["val_loss", "grad_norm", "train_loss"], ["sparsity"]])
+def test_rows_of_some_metrics_are_those_of_the_files(trial, names):
+    rows = Rows(trial.new_attempt(2).metrics, "metrics", {"trial": trial.name, "attempt": 2, "resumed_at_step": 180})
+    axes = {"tokens": 1, "train_s": 1.5, "wall_s": 2.5, "flops": 3.0}
+    rows.row(200, {"grad_norm": float("nan"), "train_loss": 1.0}, **axes)
+    rows.row(210, {"val_loss": 1.0}, **axes)
+    rows.close()
+    for _ in range(2):
+        found = load.read(trial.campaign.path).trials[0].rows(*names)
+        wanted = [{**r, "bad": [n for n in r["bad"] if n in names]} for r in rundir.rows(trial, names)]
+        assert found == wanted and all(type(r["step"]) is int for r in found)
+
+
 def test_integers_stay_exact(trial):
     big = 2**53 + 1
     columns = index.pack([{**dict.fromkeys(metrics.AXES, big), "step": 1, "m": {"tokens_seen": big}}])
