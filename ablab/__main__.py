@@ -622,6 +622,28 @@ def _(v: Vars) -> int:
     return show(v, "\n".join([*lines, f"kept in {machine.peaks_file()}"]), found)
 
 
+@verb("power", "CAMPAIGN", takes="EFFECT O")
+def _(v: Vars) -> int:
+    """Seeds, hours and cost that would decide each contrast, from a pilot of three seeds or more, and the noise behind
+    them; EFFECT=0.01 is the difference to be seen, by default the margin."""
+    from ablab.report import load, power
+
+    effect = number("EFFECT", v["EFFECT"], float) if "EFFECT" in v else None
+    found = load.read(campaign(v))
+    plan, noise = power.plan(found, effect), power.noise(found, power.siblings(found))
+    data = {"plan": json.loads(plan.json()), "noise": json.loads(noise.json())}
+    return show(v, f"{plan.text()}\n\n{noise.text()}", data)
+
+
+@verb("placebo", takes="O")
+def _(v: Vars) -> int:
+    """All A/A comparisons of all campaigns: how many found a difference that cannot be there, with its interval."""
+    from ablab.report import power
+
+    found, text = power.placebo(results(v))
+    return show(v, f"{found.text()}\n{text}", {"comparisons": json.loads(found.json()), "rate": text})
+
+
 @verb("metrics")
 def _(v: Vars) -> int:
     """The registry of metrics: name, unit, direction, who writes it and when."""

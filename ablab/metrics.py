@@ -9,6 +9,11 @@ from functools import cache
 AXES = ("step", "tokens", "train_s", "wall_s", "flops")
 """Columns of every row, the x axes: optimizer steps done, tokens of all ranks (images where those are trained on),
 seconds of training, seconds of the trial over all attempts, FLOPs of the model."""
+FIXED = (
+    *("tokens_seen", "total_training_flops"),
+    *(f"memory/{kind}_gib" for kind in ("weights", "grads", "optimizer", "masks")),
+)
+"""Metrics that no seed changes."""
 AGGREGATIONS = {
     "w": "token-weighted mean over the window",
     "l": "last value",

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ablab import plan, rundir
+from ablab import metrics, plan, rundir
 from ablab.report import load, plots, stats
 from ablab.report.load import Arm, Loaded, Trial
 from ablab.report.stats import Verdict
@@ -72,7 +72,9 @@ def placebos(c: Loaded) -> list[Verdict]:
 def _rule(c: Loaded) -> stats.Rule:
     r = c.registered
     known = {n: r[n] for n in ("alpha", "sides", "margin", "failures")}
-    return stats.Rule(better=c.metric.better, is_paired=r["paired"], looks=tuple(r["looks"]), **known)
+    return stats.Rule(
+        better=c.metric.better, is_paired=r["paired"], looks=tuple(r["looks"]), fixed=c.key in metrics.FIXED, **known
+    )
 
 
 def _contrast(c: Loaded, left: Arm, right: Arm, registered: bool) -> stats.Contrast:

@@ -143,6 +143,8 @@ class Rule:
     is_paired: bool = True
     failures: str = "block"
     looks: tuple[int, ...] = ()
+    fixed: bool = False
+    """No seed changes the metric, so a difference needs no test."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +231,8 @@ class _Test:
         self.p = self._sided(self.exact) if self.exact else 1.0
         if self.exact and c.failed and rule.failures == "worst":
             self.p = self._signs()
-        self.p_counted = 1.0 if self.open else self.p
+        self.fixed = rule.fixed and self.n > 0 and not (np.ptp(self.a) or np.ptp(self.b)) and self.a != self.b
+        self.p_counted = 1.0 if self.open or self.fixed else self.p
         m, equal = rule.margin, self.exact and not self.open and not c.failed
         self.q_counted = max(self.exact.greater(-m), self.exact.less(m)) if m and equal else 1.0
 
@@ -248,8 +251,8 @@ class _Test:
             percent=100 * exact.effect / base if base else None,
             # one-sided: the level at which interval and test agree
             interval=exact.interval(self.alpha * (3 - self.rule.sides)),
-            p=self.p,
-            p_family=self.p_family,
+            p=None if self.fixed else self.p,
+            p_family=None if self.fixed else self.p_family,
             correlation=self._correlation(),
             drawn=exact.drawn,
             word=word,
@@ -294,6 +297,8 @@ class _Test:
         rule, n = self.rule, self.n
         if self.a == self.b:
             return "no difference", "equal values in both arms"
+        if self.fixed:
+            return self._direction(), "no seed changes it, so no test"
         sides = [rule.sides] + ([1] if rule.margin else [])
         planned = n + len({seed for _, seed, _ in self.c.failed})
         if all(smallest_p(planned, rule.is_paired, s) * self.family > self.alpha for s in sides):
@@ -302,10 +307,12 @@ class _Test:
         decided, equal = self.p_family <= self.alpha, self.q_family <= self.alpha
         if not decided:
             return (f"equivalent within {rule.margin:g}", "") if equal else ("undecided", self._more())
-        names = ("better", "worse") if rule.better else ("lower", "higher")
-        word = names[(self.exact.effect > 0) != (rule.better == "higher")]
-        word += ", negligible" if equal else ""
+        word = self._direction() + (", negligible" if equal else "")
         return word + (", fragile" if any(map(self._leans_on, range(n))) else ""), ""
+
+    def _direction(self) -> str:
+        names = ("better", "worse") if self.rule.better else ("lower", "higher")
+        return names[(self.exact.effect > 0) != (self.rule.better == "higher")]
 
     def _leans_on(self, i: int) -> bool:
         """Whether one seed decides: without it the sign turns, or a test that still can decide does not."""

@@ -161,7 +161,8 @@ def forecast(plan: Plan, options: Options, gpu: str | None = None) -> int:
         _forecast.keep(results, made)
     if made:
         whole = _forecast.lines(_forecast.of(plan, made, results), len(plan.trials))
-        print(_forecast.table(plan, made, verdict.get("fits", {})), *whole, sep="\n", flush=True)
+        shown = [f"n can show: {line}" for line in planning.power(plan)] if plan.study else []
+        print(_forecast.table(plan, made, verdict.get("fits", {})), *whole, *shown, sep="\n", flush=True)
     return code
 
 

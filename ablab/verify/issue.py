@@ -258,9 +258,8 @@ def listing(body: Mapping[str, Any]) -> str:
     for c in body["claims"]:
         if c["effect"] is not None:
             span = "{:+.4g} .. {:+.4g} ({:.1%})".format(*c["interval"], c["level"]) if c["interval"] else "-"
-            lines.append(
-                f"  {c['contrast']}: {c['effect']:+.4g} {c['unit']}, {span}, n={c['n']}, p {c['p']:.3g}, {c['word']}"
-            )
+            p = "no test" if c["p"] is None else f"p {c['p']:.3g}"
+            lines.append(f"  {c['contrast']}: {c['effect']:+.4g} {c['unit']}, {span}, n={c['n']}, {p}, {c['word']}")
     for f in body["findings"]:
         values = ", ".join(f"{arm}: {str(v)[:80]}" for arm, v in f["values"].items())
         lines += [f"REFUSED {f['field']} ({f['rule']}): {f['why']}", f"    {values}", f"    fix: {f['fix']}"]
