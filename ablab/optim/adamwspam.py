@@ -27,6 +27,7 @@ from ablab.optim import Impl, Optim
 from ablab.optim.adamw import FlatAdamW
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}  # elements clipped in one go: what stays in the cache of a core
+MARGIN = 1 + 1e-5  # the search for spikes may see one that is none, but must not miss one by what it rounds
 FEWEST = 10  # norms before one can be called a spike
 
 
@@ -133,9 +134,10 @@ class FlatSpam(FlatAdamW):
         """Clip a chunk of gradients; how many that were."""
         top, other = (t[: len(g)] for t in self.scratch)
         # most chunks hold no spike, and a CPU has nothing to wait for: one pass finds that out
-        if not g.is_cuda and not torch.addcmul(v, g, g, value=-1 / float(theta), out=top).amin() < 0:
+        if not g.is_cuda and torch.addcmul(v, g, g, value=-MARGIN / float(theta), out=top).amin() >= 0:
             return self.tally.new_zeros(())
-        torch.mul(v, theta, out=top).nan_to_num_(nan=math.inf, posinf=math.inf).sqrt_()  # 0 * inf is nan
+        torch.mul(v, theta, out=top).nan_to_num_(nan=math.inf, posinf=math.inf)  # 0 * inf is nan
+        top.copy_((top if g.is_cuda else top.double()).sqrt())  # to the nearest fp32, which MKL does not give
         if self.lab:
             top.copy_(torch.where(top > 0, top, torch.inf))  # a coordinate that never moved may start
         inside = torch.clamp(g, torch.neg(top, out=other), top)
