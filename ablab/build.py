@@ -19,7 +19,7 @@ from ablab.optim import MATRIX
 from ablab.optim._flat import FlatOptimizer
 from ablab.plugin import Plugin
 from ablab.rundir import RunError
-from ablab.tensor import kernel
+from ablab.tensor import kernel, native
 from ablab.tensor.cache import Pruned
 from ablab.tensor.rowstat import RowEntropy
 from ablab.tensor.stage import Gauges, Past, coupled
@@ -80,7 +80,8 @@ def gauges(cfg: RunConfig) -> Gauges | None:
 
 
 def settle_system(cfg: RunConfig) -> torch.device:
-    """Put the SYS_* settings in force in this process and seed it; returns the device.  Raises DeviceError."""
+    """Put the SYS_* settings in force in this process and seed it; returns the device.  Raises DeviceError and
+    NativeError."""
     resolved(cfg)
     if cfg.sys.device is Device.CUDA and not torch.cuda.is_available():
         raise DeviceError("CONFIG_SYS_DEVICE_CUDA=y: torch sees no device; see make doctor")
@@ -97,6 +98,7 @@ def settle_system(cfg: RunConfig) -> torch.device:
     half = [torch.bfloat16] if cfg.sys.amp is Amp.BF16 else []
     if cfg.attention:
         kernel.settle(device, cfg.sys.attend_chunk, [torch.float32, *half])
+    native.settle(device.type == "cpu" and cfg.sys.native is not Switch.OFF, cfg.sys.native is Switch.ON)
     return device
 
 

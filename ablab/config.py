@@ -29,7 +29,8 @@ class Device(Enum):
 
 
 class Switch(Enum):
-    """torch.compile; AUTO is resolved before the first trial starts."""
+    """torch.compile, whose AUTO is resolved before the first trial starts, and native kernels, where every AUTO has
+    the same bits."""
 
     AUTO = "auto"
     ON = "on"
@@ -124,6 +125,8 @@ class Sys:
     deterministic: bool
     threads: int
     """CPU threads; 0 until the campaign has resolved it."""
+    native: Switch
+    """Compiled CPU kernels."""
     attend_chunk: int | None
     """None for a model without attention."""
     warmup_steps: int

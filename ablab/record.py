@@ -23,7 +23,7 @@ from ablab.journal import Journal, TrialState
 from ablab.kconf import decides
 from ablab.plugin import Clause, EffectError
 from ablab.rundir import Checkpoint, RunError
-from ablab.tensor import kernel
+from ablab.tensor import kernel, native
 from ablab.window import CLOCKS, TRAINING
 
 KERNELS = ("math", "flash", "efficient", "cudnn")  # in the order of torch.nn.attention.SDPBackend
@@ -111,6 +111,7 @@ def manifest(loop: Any, data: Mapping[str, Any]) -> dict[str, Any]:
             "lse_kernel": kernel.chosen(loop.device) if loop.cfg.attention else None,
             "largest_logits": ("stream" if kernel.InForce.stream else "chunked") if loop.cfg.attention else None,
             "attend_chunk": kernel.InForce.chunk if loop.cfg.attention else None,
+            "step_kernel": native.InForce.name,
             "threads": torch.get_num_threads(),
             "workers": 0,
             "deterministic": torch.are_deterministic_algorithms_enabled(),

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ablab import bind, build, checkpoint, config, kconf, metrics, plugin
+from ablab.config import Switch
 from ablab.dist import World
 from ablab.rundir import Checkpoint
 from ablab.schedule._coupling import Strength
+from ablab.tensor import native
 from ablab.tensor.stage import Past, init_
 
 WIDTH, CONTEXT, VOCAB, IDS = 96, 32, 64, 61  # fewer ids than rows: padded columns are tried too
@@ -148,6 +150,8 @@ class Rig:
 
     def bind(self) -> None:
         self.full = config.load(self.values, self.where)
+        if self.full.sys.native is Switch.ON:
+            native.ready()  # raises what to do
         self.cfg = config.load(shrunk(self.values), self.where)
         self.classes = min(IDS, self.cfg.data.classes)
         self.iterations = ITERATIONS + self.cfg.schedule.section.ramps  # couplings may rest in the first

@@ -66,7 +66,8 @@ SCHEMAS = {
     "campaign-status": "counts{:i} running[] eta_s:f? exit:i? result?",
     "lease": "lease:i attempt:i first:i fresh:b host pid:i proc_start:i boot_id executor job?",
     "manifest": "campaign trial{id hash:h group:h} attempt:i lease:i created config{*{value:a text origin}}"
-    " resolved{compile amp tf32:a cudnn_benchmark:a attention_kernel lse_kernel? attend_chunk:i? threads:i workers:i}"
+    " resolved{compile amp tf32:a cudnn_benchmark:a attention_kernel lse_kernel? attend_chunk:i? step_kernel? threads:i"
+    " workers:i}"
     " batch{micro:i accum:i world:i effective:i seq_len:i tokens_per_step:i} budget{kind limit:f}"
     " seeds{train:i data:i eval:i} data{name sha256:h tokenizer:h? split:h order_seed:i} " + _CODE + " software{python"
     " torch cuda? hip? driver? kernel} devices[{kind name uuid memory_bytes:i power_cap_w:f?}] cpu{model"

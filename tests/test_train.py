@@ -238,6 +238,7 @@ def test_a_done_trial_holds_all_that_is_promised(tmp_path):
     resolved = manifest["resolved"]
     assert resolved["threads"] == 1 and resolved["attention_kernel"] == "flash"
     assert resolved["lse_kernel"] == "cpu" and resolved["attend_chunk"] == 128
+    assert resolved["step_kernel"] == "native" or resolved["step_kernel"].startswith("torch: ")
     steps, rate = manifest["config"]["TRAIN_STEPS"], manifest["config"]["OPT_LR"]
     assert steps["value"] == 20 and steps["origin"].startswith("test:") and rate["origin"] == "default"
     assert manifest["neighbours"] == []

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ablab.tensor import native
+from ablab.tensor.native import ROW, Keep
+
 ALIGN = 64  # elements: 256 bytes, what a CUDA allocation guarantees and what vectorised kernels want
-ROW = 4096  # gradients summed in one go: the norm of 124 million in one fp32 sum is 1.5 % too small on a CPU
 
 
 class Arena:
@@ -64,6 +66,8 @@ class FlatOptimizer(torch.optim.Optimizer):
     """1 if `step` must change nothing; both are torch's own names for what its fused optimizers read."""
     number = 0
     """Of the step; set by `gate`."""
+    pending: Keep | None = None
+    """What `gate`, `limit` and `step` take gradients under, where they do that while they read them."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         self.arena = Arena(groups)
@@ -95,6 +99,10 @@ class FlatOptimizer(torch.optim.Optimizer):
                 self.state[p][name] = flat[at.start - part.start : at.stop - part.start].view(p.shape)
         return flat
 
+    def mask(self, mask: Any) -> None:
+        """Zero the gradients that a prune._mask.Mask drops; called before `gate`."""
+        mask.apply(self.arena.grads)
+
     @torch.no_grad()
     def gate(self, loss: Tensor, limit: float, number: int = 0) -> Tensor:
         """The global gradient norm, on the device.  Called once per step, before `step`.
@@ -104,7 +112,13 @@ class FlatOptimizer(torch.optim.Optimizer):
         """
         self.number = number
         self.limit()
-        norm = torch.linalg.vector_norm(torch.linalg.vector_norm(self.arena.grads.view(-1, ROW), dim=1))
+        # of rows first: the norm of 124 million in one fp32 sum is 1.5 % too small on a CPU
+        grads = self.arena.grads
+        if self.pending and (lib := native.on(grads)):
+            rows = lib.norms(grads, self.pending)
+        else:
+            rows = torch.linalg.vector_norm(grads.view(-1, ROW), dim=1)
+        norm = torch.linalg.vector_norm(rows)
         # g / max(1, (n + 1e-6) / C) is g * min(1, C / (n + 1e-6)), as in torch.nn.utils.clip_grad_norm_
         self.grad_scale = ((norm + 1e-6) / limit).clamp_(min=1.0) if limit else None
         self.found_inf = (norm + loss).mul_(0).ne_(0).float()  # 0 * inf and 0 * nan are nan, which is not 0
@@ -147,3 +161,4 @@ class FlatOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Zero the gradients; NOTE they cannot be None, whatever is asked for."""
         self.arena.grads.zero_()
+        self.pending = None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ablab.optim import Impl, is_matrix
+from ablab.optim._flat import FlatOptimizer
 from ablab.optim.adamw import FlatAdamW, Settings
 
 
@@ -18,6 +19,8 @@ class FlatMatrix(FlatAdamW):
     def __init__(self, groups: list[dict[str, Any]], rest: Settings, impl: Impl) -> None:
         super().__init__(groups, rest.beta1, rest.beta2, rest.eps, impl)
         self.matrices = [(g, p) for g in self.param_groups if is_matrix(g["name"]) for p in g["params"]]
+
+    mask = FlatOptimizer.mask  # before matrices are read
 
     @abstractmethod
     def update(self, w: Tensor, g: Tensor, state: list[Tensor], lr: float, decay: float) -> None:

@@ -15,10 +15,11 @@ from torch.optim.adam import adam
 
 from ablab.optim import Impl, Optim, is_matrix
 from ablab.optim._flat import FlatOptimizer
+from ablab.tensor import native
 
 
 class FlatAdamW(FlatOptimizer):
-    """torch's AdamW on flat buffers: two kernels a step, one for each group.
+    """torch's AdamW on flat buffers: two kernels a step, one for each group.  The compiled one also takes the mask.
 
     NOTE bit-equal to torch's over separate tensors, apart from their last elements where a size is no multiple of
     the vector length: torch's fused CPU kernel rounds those otherwise, and in a flat buffer they are not last.
@@ -39,6 +40,17 @@ class FlatAdamW(FlatOptimizer):
         flats = (self.arena.weights, self.arena.grads, *(self.zeros(name, self.rest) for name in names))
         self.buffers = [[[flat[span]] for flat in flats] for span in spans]
 
+    @property
+    def compiled(self) -> native.Native | None:
+        serves = self.impl is Impl.FUSED and self.rule["beta1"] > 0.5  # below that torch has another form
+        return native.on(self.arena.weights) if serves else None
+
+    def mask(self, mask: Any) -> None:
+        if self.compiled:
+            self.pending = mask.keep
+        else:
+            super().mask(mask)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """Apply the gradients, divided by `grad_scale`, to groups whose `found_inf` is not 1; their `lr` are floats."""
@@ -49,10 +61,13 @@ class FlatAdamW(FlatOptimizer):
 
     def apply(self, rates: list[dict[str, float]], rule: dict[str, Any]) -> None:
         """One update after `tick`, with the rates of each group and the constants of all."""
-        scale = self.divisor(self.impl is Impl.FUSED)
+        scale, lib = self.divisor(self.impl is Impl.FUSED), self.compiled
         for group, rate, (w, g, m, v, *x) in zip(self.param_groups, rates, self.buffers, strict=False):  # no matrices
             args = (w, g, m, v, *(x or ([],)))
-            if self.impl is Impl.FUSED:
+            if lib:
+                at, scalars = w[0].storage_offset(), (scale, group["found_inf"], group["count"])
+                lib.adam([t for (t,) in (w, g, m, v, *x)], at, self.pending, scalars, rate, rule, not self.decoupled)
+            elif self.impl is Impl.FUSED:
                 gate = {"grad_scale": scale, "found_inf": group["found_inf"]}
                 self.fused(*args, [group["count"]], **rate, **rule, **gate)
             else:

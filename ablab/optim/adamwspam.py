@@ -118,9 +118,13 @@ class FlatSpam(FlatAdamW):
         else:
             on = self.number >= c.grace and (not c.interval or self.number % c.interval >= c.grace)
         if c.theta and on:
-            v = self.flats["exp_avg_sq"]
-            for group, chunks in zip(self.param_groups, self.chunks, strict=True):
+            v, lib = self.flats["exp_avg_sq"], self.compiled
+            for group, chunks, s in zip(self.param_groups, self.chunks, self.arena.spans, strict=True):
                 theta = self._theta(group)
+                if lib:
+                    part = self.arena.grads[s], v[s]
+                    self.spikes += lib.clip(*part, s.start, self.pending, float(theta), MARGIN, self.lab)
+                    continue
                 self.spikes = sum((self._clip(self.arena.grads[s], v[s], theta) for s in chunks), self.spikes)
 
     def _theta(self, group: dict[str, Any]) -> Any:

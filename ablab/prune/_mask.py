@@ -7,6 +7,8 @@ And is exact (what goes becomes +0) and cheap on every device; a product with bo
 import torch
 from torch import Tensor
 
+from ablab.tensor import native
+
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}  # elements at a time: what stays in the cache of a core
 WORDS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
@@ -42,6 +44,11 @@ class Mask:
         self.chunks = [slice(a, min(a + step, span.stop)) for a in range(span.start, span.stop, step)]
         self._words: dict[torch.dtype, Tensor] = {}
 
+    @property
+    def keep(self) -> native.Keep:
+        """As the compiled kernels take it."""
+        return native.Keep(self.held, self.span.start, self.span.stop - self.span.start, self.bits)
+
     def at(self, where: slice) -> Tensor:
         """int8, -1 for what stays and 0 for what goes."""
         a, b = where.start - self.span.start, where.stop - self.span.start
@@ -64,6 +71,10 @@ class Mask:
 
     def apply(self, *flats: Tensor) -> None:
         """Zero what goes in flat buffers."""
+        for flat in flats:
+            if lib := native.on(flat):
+                lib.mask(flat[self.span], self.span.start, self.keep)
+        flats = tuple(flat for flat in flats if not native.on(flat))
         for where in self.chunks:
             for flat in flats:
                 dtype = WORDS[flat.dtype]

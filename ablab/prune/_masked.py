@@ -13,6 +13,7 @@ from ablab.prune import Alloc, Pattern, Prune, Pruner, Scope, Store
 from ablab.prune._mask import Mask
 from ablab.prune._schedule import Ramp, by_depth
 from ablab.prune._threshold import Cut, cut, kept, keys
+from ablab.tensor import native
 
 MORE = 1e-4  # share of the weights that may be zero without a mask
 CLOSE = 0.005  # sparsity may be off by half a percentage point
@@ -61,7 +62,7 @@ class Masked(Pruner):
 
     def mask_gradients(self) -> None:
         if self.full and self.held:
-            self.mask.apply(self.optimizer.arena.grads)
+            self.optimizer.mask(self.mask)
 
     @torch.no_grad()
     def update(self, step: int, progress: float) -> None:
@@ -101,11 +102,18 @@ class Masked(Pruner):
         ranked = self._keys if free else self._groups
         where, seen = cut(lambda: map(ranked, parts), k if free else k // 2), 0
         for c in parts:
-            stay, seen = kept(ranked(c), where, seen)
+            found = ranked(c)
+            if free and (lib := native.on(found)):
+                seen += lib.put(found, where.key, where.ties - seen, c.start, self.mask.keep)
+                continue
+            stay, seen = kept(found, where, seen)
             self.mask.put(c, stay if free else self._best(c, stay))
 
     def _keys(self, c: slice, score: Callable[[slice], Tensor] | None = None) -> Tensor:
-        return keys((score or self.score)(c), self.mask.words(c) if self.monotone else None)
+        found = (score or self.score)(c)
+        if lib := native.on(found):
+            return lib.keys(found, c.start, self.mask.keep if self.monotone else None)
+        return keys(found, self.mask.words(c) if self.monotone else None)
 
     def _groups(self, c: slice) -> Tensor:
         """Keys of what each group would lose; of a group that lost it they are lowest."""

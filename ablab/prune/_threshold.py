@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ablab.tensor import native
+
 LOW = -(1 << 31)
 """Key of what has no rank: below all others."""
 HALF, BINS = 1 << 15, 1 << 16
@@ -38,7 +40,7 @@ def cut(chunks: Callable[[], Iterable[Tensor]], k: int) -> Cut:
 
     Raises ValueError if a score is not finite.
     """
-    upper = sum(torch.bincount(c.view(torch.int16)[1::2].int() + HALF, minlength=BINS) for c in chunks())
+    upper = _count(chunks)
     ends = upper.cumsum(0)
     low = int((ends < k).sum())  # first bin whose end reaches rank k
     dead = upper[0]
@@ -47,12 +49,27 @@ def cut(chunks: Callable[[], Iterable[Tensor]], k: int) -> Cut:
     if low == 0:
         return Cut(LOW, k, int(dead))
     rank = k - int(ends[low - 1])
-    inside = [c[(c >> 16) == low - HALF] & 0xFFFF for c in chunks()]
-    lower = torch.bincount(torch.cat(inside), minlength=BINS)
+    lower = _count(chunks, low - HALF)
     ends = lower.cumsum(0)
     at = int((ends < rank).sum())
     equal = int(lower[at])
     return Cut(((low - HALF) << 16) + at, rank - int(ends[at]) + equal, equal)
+
+
+def _count(chunks: Callable[[], Iterable[Tensor]], inside: int | None = None) -> Tensor:
+    """Keys in each bin of the upper half; of those `inside` one, in each of the lower half."""
+    bins, low = torch.zeros(torch.get_num_threads(), BINS, dtype=torch.int32), []
+    upper = torch.zeros((), dtype=torch.int64)
+    for c in chunks():
+        if lib := native.on(c):
+            lib.count(c, bins, inside)
+        elif inside is None:
+            upper = torch.bincount(c.view(torch.int16)[1::2].int() + HALF, minlength=BINS).add_(upper.to(c.device))
+        else:
+            low.append(c[(c >> 16) == inside] & 0xFFFF)
+    if low:
+        return torch.bincount(torch.cat(low), minlength=BINS)
+    return upper if upper.ndim else bins.sum(0)
 
 
 def kept(c: Tensor, where: Cut, seen: int) -> tuple[Tensor, int]:

@@ -38,6 +38,8 @@ STILL = {
     "SYS_ALLOC_EXPANDABLE": "acts on a GPU",
     "SYS_TF32": "acts on a GPU",
     "SYS_CUDNN_BENCHMARK": "acts on a GPU",
+    "SYS_NATIVE_ON": "bits are those of torch: tests/tensor/test_native.py",
+    "SYS_NATIVE_OFF": "bits are those of torch: tests/tensor/test_native.py",
     "DATA_DIR": "where equal data lies",
     "TRAIN_CKPT_BEST": "the last step is the best here: tests/test_train.py",
     "OPT_ADAMWPRUNE": "without a pruner it is its base, bit for bit: tests/optim/test_family.py",
