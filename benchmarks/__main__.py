@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 if a figure falls short of its target")
     parser.add_argument("--quick", action="store_true", help="under a minute: one thread, small shapes, few samples")
     parser.add_argument("--threads", type=int, help="1 counts process CPU time; default: all cores, in wall time")
-    names = "tiny mac small gpt2 attention rowstat optimizer pruning decode first matrix check"
+    names = "tiny mac small gpt2 attention rowstat optimizer pruning large whole decode first matrix check"
     parser.add_argument("--only", default="", help=f"rows: {names}")
     parser.add_argument("--out", type=Path, help="where the JSON goes; default: benchmarks/results/")
     args = parser.parse_args(argv)
@@ -34,13 +34,15 @@ def main(argv: list[str] | None = None) -> int:
         "attention": lambda _: attention.reciprocal(threads, rounds, limit_s),
         "optimizer": lambda f: optimizers.optimizer(threads, rounds),
         "pruning": lambda f: optimizers.pruning(threads, rounds),
+        "large": lambda _: optimizers.large(threads, rounds),
+        "whole": lambda f: optimizers.whole(f, threads, rounds),
         "decode": lambda f: decode.step(threads, rounds, quick=args.quick),
         "rowstat": lambda f: rowstat.statistics(threads, rounds, limit_s),
         "first": lambda f: scheduling.first_step(f, 3 if args.quick else 9),
         "check": lambda f: scheduling.dry_run(f, 1 if args.quick else 3),
         "matrix": lambda f: scheduling.matrix(f, len(cores), *((60, 2) if args.quick else (400, 6))),
     }
-    wanted = args.only.split() or [r for r in rows if not args.quick or r not in ("small", "gpt2")]
+    wanted = args.only.split() or [r for r in rows if not args.quick or r not in ("small", "gpt2", "large", "whole")]
     if unknown := [r for r in wanted if r not in rows]:
         print(f"benchmarks: no row {unknown[0]}; there are: {' '.join(rows)}", file=sys.stderr)
         return 2
