@@ -186,15 +186,18 @@ def _(v: Vars) -> int:
 
 
 def planned(v: Vars, dotless: bool = True) -> Any:
-    """The plan of .config and the make line; `dotless` loads defconfigs/demo where there is no .config."""
-    from ablab import plan
+    """The plan of .config and the make line; `dotless` loads defconfigs/demo where there is no .config.  What a GPU has
+    decided counts, but for NEW=1."""
+    from ablab import plan, run
 
     if not (ROOT / ".config").exists() and dotless:
         text = "no .config: loading defconfigs/demo; make list-defconfigs shows others, make defconfig-NAME loads one"
         print(text, file=sys.stderr)  # stdout may be for a script
         configure.defconfig(ROOT, "demo")
     configure.refresh(ROOT)
-    return plan.expand(configure.read(ROOT), v, hardware(v), name=configure.origin(ROOT)["defconfig"])
+    machine, name = hardware(v), configure.origin(ROOT)["defconfig"]
+    known = run.decided(results(v)) if machine.devices and v.get("NEW") != "1" else {}
+    return plan.expand(configure.read(ROOT), v, machine, name=name, measured=known)
 
 
 def of_study(name: str, v: Vars, machine: Any) -> Any:
@@ -275,6 +278,11 @@ def _(v: Vars) -> int:
     todo = planned(v)
     if v.get("DRY_RUN") == "1":
         return run.check([todo], options(v))[0]
+    if todo.measure and not todo.measured:
+        if code := run.measure(todo, options(v)):
+            print(f"nothing was started\nRESULT: exit={code}", flush=True)
+            return code
+        todo = planned({**v, "NEW": "0"})
     return run.start(todo, options(v, len(todo.trials)))
 
 

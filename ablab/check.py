@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ablab import config, dist, forecast, kconf, machine, plugin
+from ablab import auto, config, dist, forecast, kconf, machine, plugin
 from ablab.bind import BindError, origins
 from ablab.config import RunConfig
 from ablab.data import DataError
@@ -85,8 +85,9 @@ def main(folder: str) -> int:
     """Do what folder/plan.json asks for, write folder/verdict.json; 0 if all is well, 1 if not, 2 for a configuration
     that cannot be, 4 if a full-size model cannot fit.
 
-    Mode `data` prepares data, `forecast` reads it if it is there, `check` is the dry run; for the groups that the plan
-    lists under `forecast` each also says what time and memory they need.
+    Mode `measure` lets the device decide what is automatic, `data` prepares data, `forecast` reads it if it is there,
+    `check` is the dry run; for the groups that the plan lists under `forecast` each also says what time and memory they
+    need.
     """
     torch.set_num_threads(1)
     plan = json.loads((Path(folder) / "plan.json").read_text())
@@ -96,6 +97,8 @@ def main(folder: str) -> int:
     except ValueError as error:
         print(error)
         return 2
+    if plan["mode"] == "measure":
+        return _measure(plan, cases, Path(folder))
     missing, uncovered = [], [*UNCOVERED]
     sets, failures = (
         ({}, []) if plan["mode"] == "forecast" else _data(cases, None if plan.get("start", True) else missing)
@@ -136,6 +139,19 @@ def main(folder: str) -> int:
     if not ok:
         return 2 if any(c.refused for c in cases) else 1
     return 4 if any(c.fits.startswith("does not fit") for c in cases) else 0
+
+
+def _measure(plan: Mapping[str, Any], cases: list[Case], folder: Path) -> int:
+    """Let the device decide what the arms leave open, by `open` of each group; `limit` bytes stand for its memory."""
+    arms = [auto.Arm(c.ids[0], c.values, frozenset(plan["open"][c.group])) for c in cases]
+    device = torch.device("cuda" if cases[0].values["SYS_DEVICE_CUDA"] else "cpu")
+    try:
+        found = auto.choose(arms, auto.Meter(device, plan.get("limit")))
+    except ValueError as error:
+        print(f"error: {error}")
+        return 4 if isinstance(error, auto.NothingFitsError) else 2
+    write_bytes(folder / "verdict.json", json.dumps(found, indent=1).encode())
+    return 0
 
 
 def _cases(trials: list[dict[str, Any]]) -> list[Case]:

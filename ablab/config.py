@@ -130,6 +130,8 @@ class Sys:
     attend_chunk: int | None
     """None for a model without attention."""
     warmup_steps: int
+    mem_fraction: float
+    """Share of the free memory that a micro batch may fill when it is automatic."""
     alloc_expandable: bool
     public_remote: str
     """Address of the public repository, empty for none."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product, takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ablab import configure, kconf, study
@@ -21,6 +22,8 @@ from ablab.study import Axis, Step, Study, StudyError, same
 
 MOST_MICRO = 16  # sequences of an auto micro batch: more gains nothing on a CPU and fits few GPUs
 MOST_IMAGES = 128  # the same for images
+MEASURED: dict[str, Any] = {"SYS_COMPILE_AUTO": True, "TRAIN_BATCH_MICRO": 0}  # what a GPU decides by trying
+LATER = "until it is measured, at the start"
 MOST_POINTS = 100_000
 LEAST_EVALS = 5
 SEED = "TRAIN_SEED"
@@ -118,6 +121,12 @@ class Plan:
     """Factor -> number of levels, slowest first."""
     variables: dict[str, str]
     """Those of the make line that act on the plan."""
+    measure: str
+    """Names what a GPU is to decide; empty if it is to decide nothing."""
+    measured: Mapping[str, Any] | None
+    """What its decisions rest on; None as long as it has made none."""
+    open: dict[str, list[str]]
+    """Trial group -> the symbols that it leaves to a GPU."""
     autos: tuple[dict[str, str], ...]
     """{asked, symbol, value, why}: the symbol that left it to the machine, and what stands in for it."""
     changes: tuple[str, ...]
@@ -145,23 +154,32 @@ def expand(
     machine: Machine,
     tree: Tree | None = None,
     name: str = "",
+    measured: Mapping[str, Any] = MappingProxyType({}),
 ) -> Plan:
     """The plan of a configuration on a machine.
 
     `base_layers` are the lexed `.config`, or defconfig and fragments; of the make line's `variables` SEEDS,
-    SWEEP, TRACKER, CONFIG_X and configure.ALIASES act here.  `name` is the plan's if there is no study.  Studies and
-    defconfigs lie beside the tree's Kconfig.  Raises ConfigError, StudyError or PlanError.
+    SWEEP, TRACKER, CONFIG_X and configure.ALIASES act here.  `name` is the plan's if there is no study.  `measured` has
+    what the GPU has decided for `Plan.measure` of earlier expansions; without it a plan is provisional there.  Studies
+    and defconfigs lie beside the tree's Kconfig.  Raises ConfigError, StudyError or PlanError.
     """
-    return _Expander(base_layers, variables, machine, tree or kconf.load(), name).plan()
+    return _Expander(base_layers, variables, machine, tree or kconf.load(), name, measured).plan()
 
 
 class _Expander:
     """One expansion: what the configuration asks for, and every point settled so far."""
 
     def __init__(
-        self, layers: Sequence[Layer], variables: Mapping[str, str], machine: Machine, tree: Tree, name: str
+        self,
+        layers: Sequence[Layer],
+        variables: Mapping[str, str],
+        machine: Machine,
+        tree: Tree,
+        name: str,
+        measured: Mapping[str, Any],
     ) -> None:
-        self.tree, self.machine = tree, machine
+        self.tree, self.machine, self.measured = tree, machine, measured
+        self.measure, self.open = "", dict[str, list[str]]()
         acting = {"SEEDS", "SWEEP", "TRACKER", *configure.ALIASES}
         self.variables = {k: v for k, v in variables.items() if k in acting or k.startswith("CONFIG_")}
         self.make = configure.make_layer(self.variables, tree)
@@ -213,6 +231,9 @@ class _Expander:
             contrasts=self._contrasts(trials, as_written, groups),
             factors={k: n for k, n in factors if n},
             variables=self.variables,
+            measure=self.measure,
+            measured=self.measured[self.measure]["measured"] if self.measure in self.measured else None,
+            open=self.open if self.measure else {},
             autos=tuple({"asked": s, "symbol": r.name, "value": r.text, "why": r.where} for s, _, r in autos),
             changes=changes,
             as_written=as_written,
@@ -418,6 +439,10 @@ class _Expander:
         gpu = asked["SYS_DEVICE_CUDA"] or (asked["SYS_DEVICE_AUTO"] and devices > 0)
         jobs = self.settings.jobs or (devices if gpu else 0) or 1
         kind, have = "a GPU" if gpu else "a CPU", f"{devices or 'no'} GPU"
+        left = sorted((kconf.group(v), *(s for s, auto in MEASURED.items() if v[s] == auto)) for v in values)
+        if gpu and any(row[1:] for row in left):
+            self.measure = _sha(json.dumps([list(row) for row in dict.fromkeys(left)]))
+        found = self.measured.get(self.measure, {}).get("chosen", {})
         batch = math.gcd(*(v["TRAIN_BATCH_EFFECTIVE"] for v in values if v["TRAIN_BATCH_MICRO"] == 0))
         most = MOST_MICRO if asked["MODEL_GPT"] else MOST_IMAGES
         micro = max(d for d in range(1, most + 1) if batch % d == 0)
@@ -428,6 +453,8 @@ class _Expander:
             ("SYS_THREADS", 0, "SYS_THREADS", str(max(1, cores // jobs)), f"{cores} cores, {jobs} at once"),
             ("TRAIN_BATCH_MICRO", 0, "TRAIN_BATCH_MICRO", str(micro), f"divides {batch}, <= {most}"),
         ]
+        if self.measure:
+            rows = [(*row[:2], *found.get(row[0], (*row[2:4], LATER))) if row[0] in MEASURED else row for row in rows]
         used = (row for row in rows if any(v[row[0]] == row[1] for v in values))
         return [(symbol, auto, Request(name, text, why)) for symbol, auto, name, text, why in used]
 
@@ -440,6 +467,7 @@ class _Expander:
         for p in points:
             settled = self._settle(p.source, p.pairs, _standing_in(autos, p.settled.values))
             trial = self._trial(p, settled, base)
+            self.open[trial.group] = [s for s, auto in MEASURED.items() if p.settled.values[s] == auto]
             twin = found.setdefault(trial.hash, trial)
             if twin.step != trial.step:
                 text = f"[{p.step}]: resolves to the same configuration as {twin.step}"
@@ -837,7 +865,8 @@ def evidence(plan: Plan, machine: Machine) -> dict[str, Any]:
     """The content of auto.json: what stands in for each auto, why, and the machine that it was found on."""
     devices = [f"{d.name} {d.uuid}, {d.memory_bytes >> 20} MiB" for d in machine.devices]
     facts = {"cpu": machine.cpu, "cores": len(machine.cores), "memory_bytes": machine.memory_bytes}
-    return {"machine": facts | {"devices": devices}, "chosen": list(plan.autos)}
+    found = {"machine": facts | {"devices": devices}, "chosen": list(plan.autos)}
+    return found | ({"measured": plan.measured} if plan.measured else {})
 
 
 def record(trial: Trial, forecast: Mapping[str, Any] | None = None) -> dict[str, Any]:

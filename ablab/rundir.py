@@ -5,6 +5,7 @@
     results/.lock                         held while a campaign is looked for and created
     results/imported/<name>/              Imported: origin.json and metrics.jsonl of a run of another program
     results/.forecast.json                what earlier forecasts said, for `make plan`
+    results/.measured.json                what a GPU has decided, for `make plan` and a second start
     results/.index/<campaign>/            derived by report/index.py, which alone reads it
     results/<campaign>/                   Campaign
       campaign.json auto.json amend-001.json status.json journal.jsonl journal.lock forecast.jsonl reserve.bin
@@ -89,7 +90,8 @@ SCHEMAS = {
     "mirror": "tracker state sent:i left:i recomputed:i error?",
     "cursor": "tracker",
     "origin": "address imported rows:i sha256:h gaps[] config{:a}",
-    "auto": "machine{cpu cores:i memory_bytes:i devices[]} chosen[{asked symbol value why}]",
+    "measured": "tree:h machine made{:a}",
+    "auto": "machine{cpu cores:i memory_bytes:i devices[]} chosen[{asked symbol value why}] measured:a?",
     **dict.fromkeys(("built", "state", "forecast", "journal"), ""),
 }
 _PLAIN: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -551,6 +553,11 @@ def imported(results: Path) -> list[Imported]:
 def forecasts(results: Path) -> Path:
     """Where forecasts are kept from one plan to the next."""
     return results / ".forecast.json"
+
+
+def measured(results: Path) -> Path:
+    """Where that is kept which a device has decided."""
+    return results / ".measured.json"
 
 
 def scores(results: Path) -> Iterator[dict[str, Any]]:

@@ -9,8 +9,12 @@ Without a GPU it says so and exits 0.  `--rehearse` runs all of it on the CPU at
 
 import argparse
 import importlib.util
+import json
 import math
+import os
+import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -104,7 +108,15 @@ class Check:
         self.facts["shape"] = repr(self.gpt2)
 
     def all(self) -> None:
-        for part in (self.ceilings, self.correct, self.ladder, self.transformers, self.ours, self.mechanisms):
+        for part in (
+            self.ceilings,
+            self.correct,
+            self.ladder,
+            self.transformers,
+            self.ours,
+            self.mechanisms,
+            self.auto,
+        ):
             try:
                 part()
             # one broken part must not cost the result of the others on a machine that is lent for minutes
@@ -227,6 +239,31 @@ class Check:
                 waits, text = 1, str(error).splitlines()[0][:120]
             torch.cuda.set_sync_debug_mode("default")
             self._add(Figure("host syncs in a step", waits, "", "<= 0", text))
+
+    def auto(self) -> None:
+        """What the device decides for a campaign, compiling and micro batch, in a process that has yet to touch it."""
+        from benchmarks.steps import settled
+
+        kinds = ("DEVICE_CPU", "AMP_OFF") if self.rehearse else ("DEVICE_CUDA", "AMP_BF16")
+        lines = [f"CONFIG_SYS_{kind}=y" for kind in (*kinds, "COMPILE_OFF")]
+        text = settled(self.gpt2, *lines, "CONFIG_SYS_THREADS=1").config()
+        if not self.rehearse:  # more than fits at once
+            text = re.sub("(CONFIG_TRAIN_BATCH_EFFECTIVE)=.*", r"\1=256", text)
+        asked = ["TRAIN_BATCH_MICRO", *([] if self.rehearse else ["SYS_COMPILE_AUTO"])]
+        trial = {"id": "gpt2", "hash": "0" * 64, "group": "g", "title": "", "config": text}
+        content = {"mode": "measure", "trials": [trial], "open": {"g": asked}}
+        content |= {"limit": 1 << 34} if self.rehearse else {}
+        (self.folder / "plan.json").write_text(json.dumps(content))
+        code = "import sys; from ablab import check; sys.exit(check.main(sys.argv[1]))"
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        if not self.rehearse:
+            self.torch.cuda.empty_cache()
+        subprocess.run([sys.executable, "-c", code, str(self.folder)], env=env, check=True)
+        found = self.facts["auto"] = json.loads((self.folder / "verdict.json").read_text())
+        fits = [t for t in found["measured"]["micro"] if t["fits"]]
+        best = max(fits, key=lambda t: t["micro"])
+        why = "; ".join(f"{value[0]}={value[1]}: {value[2]}" for value in found["chosen"].values())
+        self._add(Figure("auto: peak of the micro batch", best["peak"] / best["free"], "of free memory", "<= 0.9", why))
 
     def mechanisms(self) -> None:
         """Gradients against float64, then a whole step and its memory beside the baseline's."""

@@ -445,6 +445,33 @@ def test_autos_on_gpus():
     assert v["SYS_DEVICE_CPU"] and v["SYS_COMPILE_OFF"] and v["SYS_THREADS"] == 8
 
 
+def test_what_a_gpu_decides_is_provisional_until_it_was_measured():
+    p = expand(gpus=1, SEEDS="2")
+    assert p.measure and p.measured is None and p.open == {t.group: [*plan.MEASURED] for t in p.trials}
+    assert sum(a["why"] == plan.LATER for a in p.autos) == 2
+    chosen = {
+        "SYS_COMPILE_AUTO": ["SYS_COMPILE_OFF", "y", "slower"],
+        "TRAIN_BATCH_MICRO": ["TRAIN_BATCH_MICRO", "4", "largest"],
+    }
+    known = {p.measure: {"chosen": chosen, "measured": {"free": 1}}, "another": {}}
+    layers = [kconf.lex(ROOT / "defconfigs/tiny")]
+    q = plan.expand(layers, {}, computer(2, 1), measured=known)  # seeds change nothing of it
+    assert q.measure == p.measure and q.measured == {"free": 1}
+    v = q.trials[0].values
+    assert v["SYS_COMPILE_OFF"] and v["TRAIN_BATCH_MICRO"] == 4
+    assert {a["why"] for a in q.autos} >= {"slower", "largest"}
+    assert plan.evidence(q, computer(2, 1))["measured"] == {"free": 1}
+    other = plan.expand(layers, {"CONFIG_OPT_SGD": "y"}, computer(2, 1), measured=known)
+    assert other.measure != p.measure and other.measured is None  # another arm needs other memory
+
+
+def test_a_gpu_decides_only_what_is_left_to_it_and_a_cpu_nothing():
+    assert expand().measure == "" and "measured" not in plan.evidence(expand(), computer())
+    p = expand(gpus=1, CONFIG_SYS_COMPILE_ON="y")
+    assert p.open == {t.group: ["TRAIN_BATCH_MICRO"] for t in p.trials}
+    assert expand(gpus=1, CONFIG_SYS_COMPILE_ON="y", CONFIG_TRAIN_BATCH_MICRO="4").measure == ""
+
+
 @pytest.mark.parametrize(("batches", "micro"), [("8", 8), ("64", 16), ("7", 7), ("34", 2), ("24,36", 12), ("17,19", 1)])
 def test_the_auto_micro_batch_is_the_largest_that_divides_all(batches, micro):
     p = expand(SWEEP=f"TRAIN_BATCH_EFFECTIVE={batches}")

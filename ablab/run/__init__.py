@@ -27,12 +27,14 @@ __all__ = [
     "Options",
     "amend",
     "check",
+    "decided",
     "expected",
     "find_current",
     "finished",
     "forecast",
     "left",
     "listing",
+    "measure",
     "rerun",
     "result_line",
     "resume",
@@ -164,6 +166,22 @@ def forecast(plan: Plan, options: Options, gpu: str | None = None) -> int:
         shown = [f"n can show: {line}" for line in planning.power(plan)] if plan.study else []
         print(_forecast.table(plan, made, verdict.get("fits", {})), *whole, *shown, sep="\n", flush=True)
     return code
+
+
+def measure(plan: Plan, options: Options) -> int:
+    """Let the GPU decide what a plan leaves to it, and remember it for `decided`; the exit code, 4 if nothing fits."""
+    arms = {t.group: _listed(plan, t) for t in plan.trials}
+    with Stop() as stop:
+        server = local.Server(options.preload)
+        code, found = _check(server, [*arms.values()], "measure", options, stop, open=plan.open)
+    if not code:
+        _forecast.decide(_folder(plan, options), plan.measure, found)
+    return code
+
+
+def decided(results: Path) -> Mapping[str, Any]:
+    """What a GPU has decided for earlier plans."""
+    return _forecast.decided(results)
 
 
 def expected(plan: Plan, options: Options) -> tuple[dict[str, Any], list[str]]:

@@ -26,11 +26,17 @@ _here = cache(machine.inventory)  # on a GPU it asks a tool, which takes its tim
 
 def known(results: Path) -> Made:
     """Forecasts that this code has made on this machine."""
-    with suppress(RunError, OSError):  # it is a cache: whatever is wrong with it, it is made again
-        found = rundir.read_json(rundir.forecasts(results), "forecasts")
-        if (found["tree"], found["machine"]) == (provenance.tree(), _machine()):
-            return found["made"]
-    return {}
+    return _read(rundir.forecasts(results), "forecasts")
+
+
+def decided(results: Path) -> Made:
+    """What a GPU of this machine has decided under this code, by `Plan.measure`."""
+    return _read(rundir.measured(results), "measured")
+
+
+def decide(results: Path, name: str, found: Mapping[str, Any]) -> None:
+    """Remember what it decided for a plan."""
+    _write(rundir.measured(results), "measured", {**decided(results), name: found})
 
 
 def keep(results: Path, made: Made) -> Made:
@@ -38,11 +44,22 @@ def keep(results: Path, made: Made) -> Made:
     before = known(results)
     lasting = {group: f for group, f in made.items() if f["hours"] or f["steps"]}
     if lasting:
-        content = {"tree": provenance.tree(), "machine": _machine(), "made": {**before, **lasting}}
-        with suppress(OSError):
-            results.mkdir(parents=True, exist_ok=True)
-            rundir.write_json(rundir.forecasts(results), "forecasts", content)
+        _write(rundir.forecasts(results), "forecasts", {**before, **lasting})
     return {**before, **made}
+
+
+def _read(path: Path, kind: str) -> Made:
+    with suppress(RunError, OSError):  # it is a cache: whatever is wrong with it, it is made again
+        found = rundir.read_json(path, kind)
+        if (found["tree"], found["machine"]) == (provenance.tree(), _machine()):
+            return found["made"]
+    return {}
+
+
+def _write(path: Path, kind: str, made: Made) -> None:
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rundir.write_json(path, kind, {"tree": provenance.tree(), "machine": _machine(), "made": made})
 
 
 def of(plan: Plan, made: Made, results: Path) -> dict[str, Any]:

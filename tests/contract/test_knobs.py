@@ -19,6 +19,7 @@ PRUNED = "\nCONFIG_EVAL_KVPRUNE=y\nCONFIG_EVAL_KVPRUNE_KEEP=8\nCONFIG_EVAL_KVPRU
 ELSEWHERE = {
     "Sys.alloc_expandable": "acts on a GPU",
     "Sys.tf32": "acts on a GPU",
+    "Sys.mem_fraction": "tests/test_auto.py",
     "Sys.cudnn_benchmark": "acts on a GPU",
     "Finewebedu.Config.subset": "needs a network",
     "Finewebedu.Config.tokens": "needs a network",
@@ -37,6 +38,7 @@ STILL = {
     "TRAIN_CAP_TIME": "acts after the longest time a test may take",
     "SYS_ALLOC_EXPANDABLE": "acts on a GPU",
     "SYS_TF32": "acts on a GPU",
+    "SYS_MEM_FRACTION": "tests/test_auto.py",
     "SYS_CUDNN_BENCHMARK": "acts on a GPU",
     "SYS_NATIVE_ON": "bits are those of torch: tests/tensor/test_native.py",
     "SYS_NATIVE_OFF": "bits are those of torch: tests/tensor/test_native.py",

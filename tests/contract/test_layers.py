@@ -24,6 +24,7 @@ L0 = {
 }
 L2 = {
     "config",
+    "auto",
     "build",
     "train",
     "attempt",

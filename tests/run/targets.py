@@ -75,3 +75,18 @@ def refuses(folder: str) -> int:
     """A dry run that finds a fault."""
     print("R1 build: planted")
     return 1
+
+
+def measures(folder: str) -> int:
+    """What the child of `run.measure` writes."""
+    open_ = json.loads((Path(folder) / "plan.json").read_text())["open"]
+    assert open_ and all(names == ["SYS_COMPILE_AUTO", "TRAIN_BATCH_MICRO"] for names in open_.values())
+    chosen = {"SYS_COMPILE_AUTO": ["SYS_COMPILE_OFF", "y", "slower"]}
+    chosen["TRAIN_BATCH_MICRO"] = ["TRAIN_BATCH_MICRO", "4", "largest"]
+    (Path(folder) / "verdict.json").write_text(json.dumps({"chosen": chosen, "measured": {"free": 1}}))
+    return 0
+
+
+def fits_nowhere(folder: str) -> int:
+    """As where nothing fits."""
+    return 4

@@ -109,3 +109,43 @@ def test_a_start_forecasts_freezes_and_scores_every_trial(tmp_path, capfd):
     assert run.forecast(todo, options) == 0
     out = capfd.readouterr().out
     assert out.startswith(f"{todo.trials[0].id} x 2: memory 0.") and "50 steps" in out and "past: 2 trials here" in out
+
+
+def options(tmp_path, **changes):
+    return drive.options(**{"results": tmp_path, **changes})
+
+
+GPU = machine.Machine(
+    cores=(0, 1),
+    memory_bytes=1 << 34,
+    cpu="cpu",
+    devices=(machine.Device(kind="cuda", name="card", uuid="GPU-1", memory_bytes=1 << 36),),
+    host="h",
+    boot_id="b",
+)
+
+
+def on_gpu(known):
+    return plan.expand(configure.layers(kconf.ROOT, "tiny"), {}, GPU, name="tiny", measured=known)
+
+
+def test_what_a_gpu_decided_is_remembered_and_counts_for_the_next_plan(tmp_path):
+    before = on_gpu(run.decided(tmp_path))
+    assert before.measured is None
+    assert run.measure(before, options(tmp_path, checker="tests.run.targets:measures")) == 0
+    after = on_gpu(run.decided(tmp_path))
+    assert after.measured == {"free": 1} and after.hash != before.hash
+    assert after.trials[0].values["TRAIN_BATCH_MICRO"] == 4 and after.trials[0].values["SYS_COMPILE_OFF"]
+    assert on_gpu(run.decided(tmp_path)).hash == after.hash  # so a second start continues
+
+
+def test_where_nothing_fits_nothing_is_remembered(tmp_path):
+    p = on_gpu({})
+    assert run.measure(p, options(tmp_path, checker="tests.run.targets:fits_nowhere")) == 4
+    assert run.decided(tmp_path) == {}
+
+
+def test_a_gpu_that_torch_does_not_see_is_refused_in_words(tmp_path, capsys):
+    p = on_gpu({})
+    assert run.measure(p, options(tmp_path, checker="ablab.check:main", preload=("torch", "ablab.train"))) == 2
+    assert "CONFIG_TRAIN_BATCH_MICRO=0: no memory can be measured" in capsys.readouterr().out
