@@ -959,6 +959,13 @@ class Tail:
         self._file.close()
 
 
+def settled_from(trial: TrialDir) -> int:
+    """Step from which on a trial is as sparse as it ends, 0 for a dense one: before it, values are of other models, so
+    no minimum is looked for there."""
+    seen = [(r["step"], r["m"].get("sparsity/target")) for r in rows(trial, ["sparsity/target"])]
+    return next((step for step, target in seen if target == seen[-1][1]), 0)
+
+
 def rows(
     trial: TrialDir, names: Iterable[str] | None = None, damage: list[str] | None = None
 ) -> Iterator[dict[str, Any]]:

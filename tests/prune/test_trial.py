@@ -9,6 +9,7 @@ import torch
 
 from ablab import checkpoint, rundir
 from ablab.prune._mask import Mask
+from ablab.report import load
 from tests import trial as tiny
 from tests.test_resume import disturbed
 
@@ -154,11 +155,22 @@ def test_a_budget_of_seconds_reaches_the_end_of_the_ramp(tmp_path, fraction, ste
 def test_models_that_are_less_sparse_are_neither_best_nor_a_reason_to_stop(tmp_path):
     extra = PRUNED + "CONFIG_TRAIN_STOP_PATIENCE=1\nCONFIG_TRAIN_CKPT_TOP=6\nCONFIG_EVAL_INTERVAL=1\n"
     extra += 'CONFIG_PRUNE_SPARSITY="0.9"\nCONFIG_OPT_LR="0.05"\nCONFIG_SCHED_WARMUP=0\nCONFIG_SCHED_CONSTANT=y\n'
-    trial, attempt, code = run(tmp_path, extra)
-    assert code == 0, attempt.log.read_text()
+    trial = tiny.campaign(tmp_path, extra)
+    path = trial.campaign.file("campaign")
+    path.write_text(path.read_text().replace('"mode": "final"', '"mode": "max"'))
+    trial = rundir.Campaign(trial.campaign.path).trial(trial.name)
+    attempt = tiny.claim(trial)
+    assert tiny.forked(attempt) == 0, attempt.log.read_text()
     losses = {r["step"]: r["m"]["val_loss"] for r in rundir.rows(trial, ["val_loss"])}
     assert any(losses[step] > losses[step - 1] for step in range(1, 15))  # a reason to stop
     after = {step: loss for step, loss in losses.items() if step >= 15}  # of 20 steps, where the ramp ends
     step = min(after, key=after.get)
     assert trial.summary()["best"]["val_loss"] == {"value": after[step], "step": step}
     assert {c.step for c in trial.saved()} == set(after)
+    # nor do they count where the lowest or highest value is asked for
+    most = max(after, key=after.get)
+    assert rundir.settled_from(trial) == 15 and after[most] < max(losses.values())
+    assert trial.summary()["primary"] == {"key": "val_loss", "value": after[most], "direction": "lower", "step": most}
+    assert tiny.ended(trial, attempt) == "done"
+    (loaded,) = load.read(trial.campaign).trials
+    assert loaded.value("val_loss", "min") == after[step] and loaded.value("val_loss", "max") == after[most]
