@@ -431,7 +431,7 @@ def test_facts_of_a_symbol(tree):
 
 def test_identity_is_the_hash_of_the_parsed_values_that_can_change_weights():
     known = hashlib.sha256(b'{"A_B":[1,2],"OPT_LR":0.0001,"X":true}').hexdigest()
-    assert kconf.identity({"X": True, "OPT_LR": 1e-4, "A_B": (1, 2), "STUDY": "a", "TRACK_X": 1}) == known
+    assert kconf.identity({"X": True, "OPT_LR": 1e-4, "A_B": (1, 2), "STUDY": "a", "TRACK_X": 1, "TELEM_Y": 2}) == known
     a, b = (settled(layer(f'CONFIG_OPT_LR="{t}"')) for t in ("1e-4", "0.0001"))
     assert a.text != b.text and kconf.identity(a.values) == kconf.identity(b.values)
 

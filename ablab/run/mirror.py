@@ -30,6 +30,7 @@ PASSED = re.compile(
 """Variables that the mirror gets; TRACKIO_SPACE_ID would publish what was meant to stay here."""
 ON = re.compile("^CONFIG_TRACK_[A-Z0-9]+=y$", re.MULTILINE)
 QUIET = ("online", "offline", "disabled")  # modes of W&B, each quieter than the one before
+BUSY = 4  # exit code of a mirror that found another one at work
 KILL_S = 5.0  # for the mirror to write down how far it is
 TICK_S = 0.1
 
@@ -82,6 +83,7 @@ def beside(campaign: Campaign, names: Sequence[str], interrupts: Sequence[int], 
     if not names:
         yield
         return
+    print(f"mirror      {' '.join(names)}; {campaign.mirror}", flush=True)
     with open(Mirror(campaign, "mirror").log, "ab") as log:
         process = _start(campaign, "follow", names, module, stdin=subprocess.PIPE, stdout=log, stderr=log)
     try:
@@ -93,7 +95,7 @@ def beside(campaign: Campaign, names: Sequence[str], interrupts: Sequence[int], 
         while process.poll() is None and time.monotonic() < end and len(interrupts) == before:
             time.sleep(TICK_S)
         _stop(process)
-        for line in behind(campaign, names):
+        for line in behind(campaign, names, process.returncode):
             print(line, flush=True)
 
 
@@ -111,7 +113,7 @@ def sync(campaign: Campaign, names: Sequence[str], fresh: bool = False, module: 
     if fresh:
         _start(campaign, "fresh", names, module, stdin=subprocess.DEVNULL).wait()
     code = _start(campaign, "sync", names, module, stdin=subprocess.DEVNULL).wait()
-    lines = behind(campaign, names)
+    lines = behind(campaign, names, code)
     print("\n".join(lines) or f"{campaign.name}: {' '.join(names)}: every row is delivered", flush=True)
     return 1 if code or lines else 0
 
@@ -158,8 +160,10 @@ def _stop(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def behind(campaign: Campaign, names: Sequence[str]) -> list[str]:
-    """A line for each tracker that lacks rows, and what to do."""
+def behind(campaign: Campaign, names: Sequence[str], code: int) -> list[str]:
+    """A line for each tracker that lacks rows, and what to do; `code` is that of the mirror."""
+    if code == BUSY:
+        return [f"warning: another process mirrors {campaign.name}; ablab tracker status shows how far it is"]
     lines = []
     for name in names:
         files = Mirror(campaign, checked(name.replace(":", "-")))
@@ -167,6 +171,8 @@ def behind(campaign: Campaign, names: Sequence[str]) -> list[str]:
         if state["left"] or state["state"] != "synced":
             why = f" ({state['error']})" if state["error"] else ""
             lines.append(f"warning: {name}: {state['state']}, {state['left']} rows not delivered{why}; {files.log}")
+    if code and not lines:  # it could not even write down how far it was
+        lines.append(f"warning: the mirror ended with {code}; {Mirror(campaign, 'mirror').log}")
     if lines:
         lines.append(f"         ablab tracker sync {campaign.name} delivers them; the trials are not affected")
     return lines

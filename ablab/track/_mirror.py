@@ -273,7 +273,8 @@ class _Child:
         self.tries = 1 if sent > self.reached else self.tries + 1
         self.reached = max(sent, self.reached)
         self.due = time.monotonic() + min(LONGEST_S, FIRST_S * 2 ** (self.tries - 1))
-        tell(self.files, "behind", sent, _feed.left(self.files), sum(cursor.recomputed.values()), self.why(code))
+        with suppress(OSError):  # a full disk: the next one may find room
+            tell(self.files, "behind", sent, _feed.left(self.files), sum(cursor.recomputed.values()), self.why(code))
 
     def why(self, code: int) -> str:
         """The last line that it wrote, without what only its log needs."""
@@ -288,7 +289,8 @@ class _Child:
         cursor, error = _feed.Cursor(self.files), (self.files.state() or {}).get("error")
         if left := _feed.left(self.files):
             recomputed = sum(cursor.recomputed.values())
-            tell(self.files, "behind", cursor.total(), left, recomputed, error or "out of time")
+            with suppress(OSError):
+                tell(self.files, "behind", cursor.total(), left, recomputed, error or "out of time")
 
     def kill(self) -> None:
         """End the worker and the processes that its tracker started."""
@@ -306,7 +308,8 @@ def supervise(campaign: Campaign, names: Sequence[str], module: str, once: bool)
     delivered, and gives up on a worker that fails TRIES times without a row delivered."""
     children, end, stop = [_Child(campaign, name, module) for name in names], once, []
     values = values_of(names, campaign.content["base"]["config"])
-    limit = math.inf if once else max(made(name, values).section.deadline_s for name in names)
+    wait_s = math.inf if once else max(made(name, values).section.deadline_s for name in names)
+    leave_at = math.inf
     signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
     while not stop and (left := [c for c in children if c.code is None]):
         for child in left:
@@ -314,11 +317,10 @@ def supervise(campaign: Campaign, names: Sequence[str], module: str, once: bool)
             if once and child.process is None and child.tries >= TRIES:
                 child.code = 1
         if end:
-            limit -= TICK_S
             time.sleep(TICK_S)
-        else:
-            end = ended(TICK_S)
-        if limit <= 0:
+        elif ended(TICK_S):
+            end, leave_at = True, time.monotonic() + wait_s
+        if time.monotonic() >= leave_at:
             break
     for child in children:
         if child.code is None:

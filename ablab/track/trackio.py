@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Trackio: its files on this machine, or a Space."""
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class Trackio(Track, symbol="TRACK_TRACKIO"):
 
     def ready(self) -> None:
         self.installed()
+        self._stay()
         if self.config.space:
             import huggingface_hub
 
@@ -32,6 +34,7 @@ class Trackio(Track, symbol="TRACK_TRACKIO"):
                 raise ValueError("a Space needs a login: run hf auth login, or set HF_TOKEN")
 
     def open(self, run: Run) -> Mark:
+        self._stay()
         self._run, self._name = run, f"{run.name}-{run.id}"
         self._rows: list[tuple[Mark, Mapping[str, float]]] = []
         rows = self._stored()
@@ -43,6 +46,11 @@ class Trackio(Track, symbol="TRACK_TRACKIO"):
         if rows:
             self._last = Mark(int(rows[-1]["attempt"]), int(rows[-1]["q"]), self._count - 1)
         return self._last
+
+    def _stay(self) -> None:
+        """Without a Space, keep it from asking the hub who the user is."""
+        if not self.config.space:
+            os.environ["HF_HUB_OFFLINE"] = "1"
 
     def row(self, mark: Mark, row: Mapping[str, float]) -> None:
         self._rows.append((mark, row))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Acceptance 9: without network and tracker all works, a later sync delivers each point once, faults cost nothing."""
 
+import importlib
 import json
 import socket
 import sqlite3
@@ -11,6 +12,7 @@ import pytest
 from ablab import configure, kconf, machine, plan, report, run, rundir
 from ablab.run import mirror
 from ablab.rundir import campaigns
+from ablab.track import _feed
 from tests import trial as tiny
 from tests.accept import faults
 
@@ -89,6 +91,40 @@ def test_trackers_that_fail_change_nothing_but_clocks(alone, folder, capfd):
     for mine, plain in zip(campaign.trials(), alone[0].trials(), strict=True):
         assert tiny.outcome(mine) == tiny.outcome(plain)
         assert mine.record["hash"] == plain.record["hash"]
+
+
+@pytest.mark.slow
+def test_mirrors_of_trials_that_are_killed_hold_each_point_once(folder, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(folder / "killed/trackio"))
+    options = run.Options(yes=True, results=folder / "killed", target="tests.accept.faults:killed", check=False)
+    todo = planned(folder, TRACKER="trackio,wandb:offline", MAX_ITERS="60", CONFIG_TRAIN_CKPT_INTERVAL="20")
+    assert run.start(todo, options) == 0
+    (campaign,) = campaigns(folder / "killed")
+    for trial in campaign.trials():
+        assert len(trial.attempts()) == 2
+        wanted = [(r["step"], untimed(r["m"])) for r in rundir.rows(trial)]
+        with sqlite3.connect(folder / "killed/trackio/ablab.db") as store:
+            query = "select step, metrics from metrics where run_name like ? order by id"
+            found = store.execute(query, (f"{trial.record['id']}-%",)).fetchall()
+        names = {n for _, m in wanted for n in m}
+        assert [(s, {n: v for n, v in json.loads(m).items() if n in names}) for s, m in found] == wanted
+        paths = sorted(p for p in campaign.mirror.glob("*/wandb/offline-run-*/run-*.wandb") if of(p, trial))
+        rows = [r for path in paths for _, r in wandb_history(path)]  # a run is closed and opened again
+        found = [(r["step"], {n: v for n, v in r.items() if n in names}) for r in rows]
+        assert found == wanted
+
+
+def untimed(m):
+    return {n: v for n, v in m.items() if not tiny.TIMES.match(n)}
+
+
+def wandb_history(path):
+    return importlib.import_module("ablab.track.wandb").history(path)
+
+
+def of(path, trial):
+    files = rundir.Mirror(trial.campaign, "wandb-offline")
+    return path.stem.removeprefix("run-") == _feed.run_of(trial, files, 1, "open").id
 
 
 def test_the_cut_network_is_noticed():

@@ -84,6 +84,9 @@ def test_every_verb_has_help():
         (["plan", "--seeds"], "make line: error: --seeds: needs a value"),
         (["help", "VERB=nosuch"], "make: error: nosuch: no such target; nearest: "),
         (["status", "CAMPAIGN=nope"], "nope"),
+        (["tracker", "paper"], "make line: error: DO=paper: not sync, status, test or import"),
+        (["tracker", "test", "paper"], "tracker test paper: no such tracker; trackers: "),
+        (["plan", "TRACKER=paper"], "make line: error: TRACKER=paper: no tracker paper; trackers: none "),
     ],
 )
 def test_bad_input_is_one_text_and_exit_2(words, text, tmp_path):

@@ -110,6 +110,6 @@ class Slow(Service, symbol="TRACK_SLOW"):
 
 
 if __name__ == "__main__":
-    _mirror.CALL_S, _mirror.FIRST_S, _mirror.LONGEST_S, _mirror.LOOK_S = 0.5, 0.05, 0.1, 0.1
+    _mirror.CALL_S, _mirror.FIRST_S, _mirror.LONGEST_S, _mirror.LOOK_S = 1.0, 0.05, 0.1, 0.1
     _mirror.BATCH = 4
     sys.exit(main(sys.argv[1:], "tests.track.faults"))

@@ -92,6 +92,10 @@ def test_all_three_hold_each_row_once_after_the_mirror_and_the_trial_were_killed
     run = _feed.run_of(trial, files_of(trial, "trackio"), 1, "open")
     assert rows.points(found) == truth and name == f"base-s1337-{run.id}"
     assert [r["iteration"] for r in found] == [step for step, _ in truth]
+    with sqlite3.connect(tmp_path / "trackio/ablab.db") as store:
+        (config,) = store.execute("select config from configs").fetchone()
+        assert store.execute("select count(*) from system_metrics").fetchone() == (0,)  # its own GPU and CPU logging
+    assert json.loads(config)["_Username"] is None and str(tmp_path) not in config
 
     paths, found = wandb_rows(trial)
     assert rows.points(found) == truth
