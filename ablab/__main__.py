@@ -19,20 +19,21 @@ from ablab import configure, kconf
 ROOT = kconf.ROOT
 BUDGET = "TIME MAX_ITERS MAX_TOKENS EPOCHS"
 PLAN = f"SEEDS SWEEP STEPS TRACKER JOBS KEEP_GOING O {BUDGET}"
-RUN = "NAME CHECK NEW YES"
+RUN = "NAME CHECK NEW FORCE YES"
 TABLE = "table json csv"
 SOURCE = "SOURCE ENTITY PROJECT RUN_NAME RUN_ID OUT O"
 ASK_FROM = 9  # trials from which a start at a terminal is confirmed once
-FLAGS = "ALL CHECK COMMIT_ONLY DDP DROP DRY_RUN FRESH FULL NEW V YES"
+FLAGS = "ALL CHECK COMMIT_ONLY DDP DROP DRY_RUN FORCE FRESH FULL NEW V YES"
 ALLOWED = {  # variable -> (pattern of its whole value, what that is), for those that no symbol takes
     **dict.fromkeys(FLAGS.split(), ("[01]", "0 or 1")),
     **dict.fromkeys(
         ("CAMPAIGN", "GPU", "KCONFIG_SEED", "NAME", "O", "OUT", "PROJECT", "RUN_ID", "RUN_NAME", "STEP", "STUDY"),
         (".+", "empty; give it a value or leave it out"),
     ),
+    "COUNT": ("[1-9][0-9]{0,3}", "a number of GPUs"),
     "JOBS": ("auto|0|[1-9][0-9]{0,3}", "a number of trials at once, or auto"),
     "KEEP_GOING": ("[yn]", "y or n"),
-    "DO": ("sync|status|test|import", "sync, status, test or import"),
+    "DO": ("sync|status|test|import|record|bench", "sync, status, test, import, record or bench"),
     "RANDOM": ("[1-9][0-9]{0,4}", "a number of configurations"),
     "POINTS": ("0|[1-9][0-9]{0,8}", "a number of points, 0 for all"),
     "SHOW": ("anyway", "anyway"),
@@ -208,13 +209,23 @@ def of_study(name: str, v: Vars, machine: Any) -> Any:
 
 
 def hardware(v: Vars) -> Any:
-    """This machine; with GPU= as if it had that GPU, since what is automatic follows the device."""
+    """This machine; with GPU= as if it had that GPU, or COUNT= of them, since what is automatic follows the device."""
     from ablab import machine
 
     here, gpu = machine.inventory(), v.get("GPU")
     if gpu is None:
         return here
-    return replace(here, devices=(machine.Device(kind="cuda", name=gpu, uuid=gpu, memory_bytes=0),))
+    name = machine.named(gpu)
+    return replace(here, devices=(machine.Device(kind="cuda", name=name, uuid=name, memory_bytes=0),) * count(v))
+
+
+def count(v: Vars) -> int:
+    """COUNT=, of GPU=.  Raises ConfigError without one."""
+    if "COUNT" in v and "GPU" not in v:
+        raise kconf.ConfigError(
+            [f"make line: error: COUNT={v['COUNT']}: of which GPU? write GPU=a10g COUNT={v['COUNT']}"]
+        )
+    return int(v.get("COUNT", "1"))
 
 
 def results(v: Vars) -> Path:
@@ -259,6 +270,7 @@ def options(v: Vars, trials: int = 0) -> Any:
         keep_going=None if "KEEP_GOING" not in v else v["KEEP_GOING"] == "y",
         check=v.get("CHECK") != "0",
         yes=v.get("YES") == "1" or not tty or trials < ASK_FROM,
+        force=v.get("FORCE") == "1",
         new=v.get("NEW") == "1",
         tty=tty,
         verbose=v.get("V") == "1",
@@ -335,14 +347,15 @@ def _(v: Vars) -> int:
     return code
 
 
-@verb("estimate", "CAMPAIGN", takes=f"{PLAN} GPU", symbols=True, streams=True)
+@verb("estimate", "CAMPAIGN", takes=f"{PLAN} GPU COUNT", symbols=True, streams=True)
 def _(v: Vars) -> int:
-    """Time and memory before a start, for this machine or GPU=a10g (exit 4 if a model cannot fit); with a running
-    campaign the time left and its basis."""
+    """Time, memory, cost and disk before a start, for this machine or GPU=a10g COUNT=4 (exit 4 if a model cannot fit);
+    with a running campaign the time left and its basis."""
     from ablab import run
 
     if "CAMPAIGN" not in v:
-        return run.forecast(planned(v), options(v), v.get("GPU"))
+        number_of = count(v)
+        return run.forecast(planned(v), options(v), v.get("GPU"), number_of)
     print(run.left(campaign(v)))
     return 0
 

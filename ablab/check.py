@@ -92,7 +92,7 @@ def main(folder: str) -> int:
     torch.set_num_threads(1)
     plan = json.loads((Path(folder) / "plan.json").read_text())
     try:
-        gpu = forecast.named(plan["gpu"]) if plan.get("gpu") else None
+        gpu = machine.PEAKS[machine.named(plan["gpu"])] if plan.get("gpu") else None
         cases = _cases(plan["trials"])
     except ValueError as error:
         print(error)
@@ -131,7 +131,8 @@ def main(folder: str) -> int:
     print(*failures, sep="\n", end="\n" if failures else "")
     ok = not failures and not any(c.stage for c in cases)
     wanted = [c for c in cases if c.group in plan.get("forecast", ()) and not c.stage]
-    made = {c.group: found for c in wanted if (found := _forecast(c, gpu if plan["mode"] == "forecast" else None))}
+    asked = gpu if plan["mode"] == "forecast" else None
+    made = {c.group: found for c in wanted if (found := _forecast(c, asked, plan.get("band")))}
     ok &= plan["mode"] != "forecast" or len(made) == len(cases)
     verdict = _verdict(plan["mode"], cases, sets, ok) | {"uncovered": uncovered, "failures": failures}
     verdict |= {"forecast": made, "fits": {c.group: c.fits for c in cases if c.fits}}
@@ -171,10 +172,11 @@ def _cases(trials: list[dict[str, Any]]) -> list[Case]:
     return list(found.values())
 
 
-def _forecast(case: Case, gpu: Gpu | None) -> dict[str, Any] | None:
-    """What a case will need, on this machine or the GPU; None where a member lets none be made."""
+def _forecast(case: Case, gpu: Gpu | None, band: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a case will need, on this machine or the GPU; None where a member lets none be made.  `band` is what earlier
+    trials there teach: it decides whether a case fits, the numbers stay as they are without it."""
     try:
-        found, case.fits = forecast.here(config.load(case.values, case.where), gpu)
+        found, case.fits = forecast.here(config.load(case.values, case.where), gpu, band)
     except Exception as error:  # a member may fail in any way; a trial runs without a forecast all the same
         case.refused = isinstance(error, ValueError)
         kind = "" if case.refused else f"{type(error).__name__}: "

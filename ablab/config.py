@@ -132,6 +132,8 @@ class Sys:
     warmup_steps: int
     mem_fraction: float
     """Share of the free memory that a micro batch may fill when it is automatic."""
+    price_per_hour: float
+    """Of one device; 0 is unknown."""
     alloc_expandable: bool
     public_remote: str
     """Address of the public repository, empty for none."""

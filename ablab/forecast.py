@@ -2,24 +2,29 @@
 """What a trial will need: memory and time, before it runs."""
 
 import math
-import re
+import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from ablab import build, config
+from ablab import build, config, machine
 from ablab.config import Amp, Device, RunConfig, Switch, total_steps
 from ablab.data import DataError
-from ablab.kconf import ranked
-from ablab.machine import PEAKS, Gpu, listed
+from ablab.machine import USABLE, Gpu, banded, listed
 
-USABLE = 0.93  # of the datasheet's memory: error correction and the driver take up to 7 %
 GIB = 1 << 30
+EXACT = ("weights", "gradients", "optimizer", "masks")
 BASE_GIB = (0.3, 0.8)  # of a process: torch on a CPU; torch and a CUDA context
 MEM_BAND = (1.0, 1.1, 1.4)  # allocator slack, as factors
 COMPILED = 0.6  # a compiled graph keeps less for backward: of the activations, in the low estimate
 TIME_BAND = ((0.85, 0.7), (0.65, 1.0), (0.4, 2.0))  # share of the peak that products reach; factor on dispatch
+FITS_IN = statistics.NormalDist()
+SIDE = FITS_IN.inv_cdf(0.9)  # low and high are where one of ten falls below and above
+START_S = (0.3, 0.8, 3.0)  # of a process, until its first step
+SAVE_S = (0.01, 0.04, 0.2)  # of a checkpoint, its bytes apart
+COMPILE_S = (15.0, 40.0, 180.0)
 DISPATCH_S = 5e-4  # seconds of a block, forward and backward, that no size of the model takes away
 
 
@@ -30,19 +35,6 @@ def peak(cfg: RunConfig, device: torch.device) -> float | None:
         return gemm_rate(torch.bfloat16 if half else torch.float32)
     found = listed(torch.cuda.get_device_name(device))
     return found[0 if half else 1] * 1e12 if found and (half or cfg.sys.tf32) else None
-
-
-def named(text: str) -> Gpu:
-    """The GPU that a user calls `text`, whatever the case, blanks and dashes.  Raises ValueError."""
-    known = {_plain(key): key for key in PEAKS}
-    if _plain(text) not in known:
-        near = " or ".join(known[n] for n in ranked(_plain(text), known)[:3])
-        raise ValueError(f"GPU={text}: no such GPU; nearest: {near}; known: {', '.join(PEAKS)}")
-    return PEAKS[known[_plain(text)]]
-
-
-def _plain(name: str) -> str:
-    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def present() -> Gpu:
@@ -66,11 +58,16 @@ class Forecast:
     """Bytes by item, and low, likely, high of the whole; hours are None where no peak is known."""
 
     items: dict[str, int]
-    mem_gib: tuple[float, float, float]
-    hours: tuple[float, float, float] | None
+    mem_gib: tuple[float, ...]
+    hours: tuple[float, ...] | None
     steps: int | None
     flops: float
     """Of forward and backward, per token."""
+
+    @property
+    def exact_gib(self) -> float:
+        """What no estimate may fall below."""
+        return sum(self.items[k] for k in EXACT) / GIB
 
 
 def memory(cfg: RunConfig, n_vocab: int | None, micro: int | None = None) -> Forecast:
@@ -99,26 +96,39 @@ def memory(cfg: RunConfig, n_vocab: int | None, micro: int | None = None) -> For
     return Forecast(items, mem, None, None, network.flops_per_token(cfg.data.extent(cfg.model.length)))
 
 
-def verdict(cfg: RunConfig, n_vocab: int | None, found: Forecast, gpu: Gpu) -> str:
-    """Whether that fits into a GPU; if it may not, with the largest micro batch that likely does, at equal effective
-    batch."""
+def chance(mem_gib: Sequence[float], room: float) -> float:
+    """Probability that a need stays below `room`: log-normal on each side of likely."""
+    low, likely, high = mem_gib
+    side = math.log(high / likely if room >= likely else likely / low)
+    return FITS_IN.cdf(SIDE * math.log(room / likely) / side) if side else float(room >= likely)
+
+
+def verdict(cfg: RunConfig, n_vocab: int | None, found: Forecast, gpu: Gpu, band: Sequence[float] = (1.0,) * 3) -> str:
+    """Whether that fits into a GPU, and how probably; if it may not, with the largest micro batch that likely does, at
+    equal effective batch.  `band` is what earlier trials there teach of likely."""
     room = USABLE * gpu.gib
     low, likely, high = found.mem_gib
-    text = f"{low:.1f} / {likely:.1f} / {high:.1f} GiB of {room:.1f}"
+    text = f"{low:.1f} / {likely:.1f} / {high:.1f} GiB of {room:.1f}, probability {chance(found.mem_gib, room):.2f}"
     if likely <= room:
         return f"fits: {text}" if high <= room else f"likely fits: {text}"
     now, whole = cfg.train.batch_micro, cfg.train.batch_effective
     smaller = [n for n in range(now - 1, 0, -1) if whole % n == 0]
-    fix = next((n for n in smaller if memory(cfg, n_vocab, n).mem_gib[1] <= room), None)
+    fix = next((n for n in smaller if band[1] * memory(cfg, n_vocab, n).mem_gib[1] <= room), None)
     advice = f"CONFIG_TRAIN_BATCH_MICRO={fix} fits" if fix else "no micro batch fits"
     return f"{'does not fit' if low > room else 'may not fit'}: {text}; {advice}"
 
 
 def forecast(
-    cfg: RunConfig, n_vocab: int | None, samples: int | None, rate: float | None, evaluated: int = 0
+    cfg: RunConfig,
+    n_vocab: int | None,
+    samples: int | None,
+    rate: float | None,
+    gbs: float | None = None,
+    evaluated: int = 0,
 ) -> Forecast:
     """What a trial will need.  `samples` are those of an epoch, None as long as there is no prepared data; `rate` is
-    `peak`; `evaluated` targets are looked at in an evaluation of whole splits."""
+    `peak`, `gbs` the bandwidth of the device where it is known; `evaluated` targets are looked at in an evaluation of
+    whole splits."""
     t, length = cfg.train, cfg.model.length
     found = memory(cfg, n_vocab)
     tokens = t.batch_effective * length
@@ -133,8 +143,15 @@ def forecast(
     trained = steps * tokens + looked
     passes = trained / (t.batch_micro * length) + (looked / t.batch_micro if cfg.eval.kvprune else 0)
     calls = passes * (DISPATCH_S * (cfg.model.depth + 1))
-    hours = tuple((found.flops * trained / rate / share + calls * slow) / 3600 for share, slow in TIME_BAND)
-    return replace(found, hours=hours, steps=steps)
+    # weights twice and gradients once a pass; the update reads weights, gradients and state, writes two of them
+    moved = 3 * passes * found.items["weights"] + steps * (3 * found.items["weights"] + 2 * found.items["optimizer"])
+    moved_s = moved / (gbs * 1e9) if gbs else 0.0
+    saves = steps // t.ckpt_interval + 1 if t.ckpt_interval else 1
+    fixed = [a + saves * b for a, b in zip(START_S, SAVE_S, strict=True)]
+    if cfg.sys.compile is Switch.ON:
+        fixed = [a + b for a, b in zip(fixed, COMPILE_S, strict=True)]
+    work = ((found.flops * trained / rate + moved_s) / share + calls * slow for share, slow in TIME_BAND)
+    return replace(found, hours=tuple((w + f) / 3600 for w, f in zip(work, fixed, strict=True)), steps=steps)
 
 
 def _kept(cfg: RunConfig, n_vocab: int | None, micro: int) -> tuple[int, int]:
@@ -162,9 +179,11 @@ def _kept(cfg: RunConfig, n_vocab: int | None, micro: int) -> tuple[int, int]:
     return sum(kept.values()), max(kept.values())
 
 
-def here(cfg: RunConfig, gpu: Gpu | None = None) -> tuple[Forecast, str]:
-    """The forecast of a resolved configuration on this machine or on a GPU, and whether it fits there; empty where no
-    GPU is asked for."""
+def here(
+    cfg: RunConfig, gpu: Gpu | None = None, band: Mapping[str, Sequence[float]] | None = None
+) -> tuple[Forecast, str]:
+    """The forecast of a resolved configuration on this machine or on a GPU, and whether it fits there by the `band` of
+    the device; empty on a CPU that has room."""
     device = torch.device("cuda" if cfg.sys.device is Device.CUDA and torch.cuda.is_available() else "cpu")
     known = device.type == "cuda" or cfg.sys.device is Device.CPU
     vocab, length = cfg.data.classes, cfg.model.length
@@ -177,5 +196,12 @@ def here(cfg: RunConfig, gpu: Gpu | None = None) -> tuple[Forecast, str]:
     if known and device.type == "cpu":
         torch.set_num_threads(cfg.sys.threads)
     rate = gpu[0 if cfg.sys.amp is Amp.BF16 else 1] * 1e12 if gpu else peak(cfg, device) if known else None
-    found, there = forecast(cfg, vocab, samples, rate, evaluated), gpu or (present() if device.type == "cuda" else None)
-    return found, verdict(cfg, vocab, found, there) if there else ""
+    there = gpu or (present() if device.type == "cuda" else None)
+    found = forecast(cfg, vocab, samples, rate, there.gbs if there else None, evaluated)
+    factors = (band or {}).get("mem_gib")
+    told = replace(found, mem_gib=tuple(banded(found.mem_gib[1], factors, found.exact_gib))) if factors else found
+    if there:
+        return found, verdict(cfg, vocab, told, there, factors or (1.0,) * 3)
+    host = Gpu(0.0, 0.0, machine.memory() / GIB, 0.0, 0.0)
+    text = verdict(cfg, vocab, told, host, factors or (1.0,) * 3) if cfg.sys.device is Device.CPU else ""
+    return found, "" if text.startswith("fits") else text

@@ -22,7 +22,7 @@ import kconfiglib as kl
 ROOT = Path(__file__).resolve().parent.parent
 Value = bool | int | float | str | tuple
 DECORATION = ("TRACK", "TELEM", "STUDY")  # families that cannot change weights, so identity leaves them out
-BESIDE = ("SYS_PUBLIC_REMOTE",)  # further symbols of that kind
+BESIDE = ("SYS_PUBLIC_REMOTE", "SYS_PRICE_PER_HOUR")  # further symbols of that kind
 NAME = re.compile(r"[a-z0-9](?!.*\.\.)[a-z0-9._-]{0,99}")
 _FLOAT = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _INT = re.compile(r"-?(0|[1-9][0-9]*)")

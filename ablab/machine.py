@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ablab.kconf import ranked
+
 Run = Callable[[Sequence[str]], str]
 """Runs a command and returns what it prints; '' when it fails or is not there."""
 
@@ -57,6 +59,7 @@ class Gpu(NamedTuple):
     """Of the board at full load."""
 
 
+USABLE = 0.93  # of the memory that is there: error correction and the driver take up to 7 %
 CATALOGUE = "datasheets of the makers, 2026-11"
 # The first name that fits counts.  An MI250 is two devices: half of its datasheet.
 PEAKS = {
@@ -84,6 +87,26 @@ PEAKS = {
 def listed(name: str) -> Gpu | None:
     """The GPU that torch calls `name`, by its datasheet."""
     return next((gpu for key, gpu in PEAKS.items() if key in name), None)
+
+
+def kind(name: str) -> str:
+    """The catalogue's key of a device, else the name itself: what one learns of one A10G goes for all."""
+    return next((key for key in PEAKS if key in name), name)
+
+
+def named(text: str) -> str:
+    """The key of the GPU that a user calls `text`, whatever the case, blanks and dashes.  Raises ValueError."""
+    known = {re.sub("[^a-z0-9]", "", key.lower()): key for key in PEAKS}
+    plain = re.sub("[^a-z0-9]", "", text.lower())
+    if plain not in known:
+        near = " or ".join(known[n] for n in ranked(plain, known)[:3])
+        raise ValueError(f"GPU={text}: no such GPU; nearest: {near}; known: {', '.join(PEAKS)}")
+    return known[plain]
+
+
+def banded(likely: float, factors: Sequence[float], least: float = 0.0) -> list[float]:
+    """Low, likely, high of what a forecast calls likely, by factors on it; none below `least`, which is exact."""
+    return [max(least, likely * factor) for factor in factors]
 
 
 def peaks_file() -> Path:

@@ -119,12 +119,12 @@ def test_the_peak_of_a_real_process_is_in_the_band(tmp_path):
 
 @pytest.mark.parametrize(("text", "name"), [("a10g", "A10G"), ("rtx-4090", "RTX 4090"), ("h100PCIe", "H100 PCIe")])
 def test_a_user_may_write_a_gpu_in_any_case(text, name):
-    assert forecast.named(text) == machine.PEAKS[name]
+    assert machine.named(text) == name
 
 
 def test_an_unknown_gpu_lists_the_known_ones():
     with pytest.raises(ValueError, match="GPU=a10x: no such GPU; nearest: A100 or A10G or H100; known: H200, "):
-        forecast.named("a10x")
+        machine.named("a10x")
 
 
 @pytest.mark.parametrize(
@@ -174,3 +174,21 @@ def test_a_forecast_here_uses_the_data_once_it_is_there(tmp_path):
     assert before.steps is None and before.hours is None and before.mem_gib[0] > 0
     cfg.data.prepare()
     assert forecast.here(cfg)[0].steps == 281 and forecast.here(cfg)[0].hours[0] > 0
+
+
+@pytest.mark.parametrize(("room", "share"), [(10.0, 0.1), (12.0, 0.5), (18.0, 0.9)])
+def test_low_and_high_are_where_one_of_ten_falls_outside(room, share):
+    assert forecast.chance((10.0, 12.0, 18.0), room) == pytest.approx(share)
+
+
+def test_a_band_without_width_is_sure():
+    assert forecast.chance((2.0, 2.0, 2.0), 3.0) == 1.0 and forecast.chance((2.0, 2.0, 2.0), 1.0) == 0.0
+
+
+def test_a_band_decides_what_fits_and_changes_no_number(tmp_path):
+    cfg = load(tmp_path)
+    gpu = machine.Gpu(1.0, 1.0, 8 / machine.USABLE, 1.0, 1.0)
+    found, fits = forecast.here(cfg, gpu)
+    same, refused = forecast.here(cfg, gpu, {"mem_gib": [40.0, 50.0, 60.0]})
+    assert same == found and fits.startswith("fits: ") and refused.startswith("does not fit: ")
+    assert "probability 0.00" in refused

@@ -58,7 +58,8 @@ def start(plan: Plan, options: Options) -> int:
         if not finished(found):
             print(f"continues {found.name}")
         return resume(found, replace(options, trackers=trackers))
-    made = _forecast.known(results)
+    on = _forecast.device(plan)
+    made = _forecast.known(results, on)
     told = _forecast.of(plan, made, results)
     print(_head(plan, _forecast.lines(told, len(plan.trials))), flush=True)
     _ask(plan, options)
@@ -67,8 +68,15 @@ def start(plan: Plan, options: Options) -> int:
         server = _server(plan.base.config(), [t.overrides for t in plan.trials], options)
         server.start()  # it loads torch while we go on
         mode, wanted = "check" if options.check else "data", {t.group for t in plan.trials} - made.keys()
-        code, verdict = _check(server, [_listed(plan, t) for t in plan.trials], mode, options, stop, wanted)
-        made = _forecast.keep(results, verdict.get("forecast", {}))
+        band = _forecast.band(results, on)
+        code, verdict = _check(server, [_listed(plan, t) for t in plan.trials], mode, options, stop, wanted, band=band)
+        made = _forecast.keep(results, verdict.get("forecast", {}), on)
+        big = _forecast.oversize(plan, made) if code in (0, 4) else {}
+        for trial, why in big.items():
+            print(f"{trial}: {why}", flush=True)
+        if big or code == 4:  # a cached forecast is none that the check looks at
+            code = 0 if options.force and len(big) < len(plan.trials) else 4
+            print("FORCE=1 runs the rest" if code else "FORCE=1: these are refused, the rest runs", flush=True)
         if code:
             print(f"nothing was started\nRESULT: exit={code}", flush=True)
             return code
@@ -152,17 +160,20 @@ def _listed(
     return facts | {"again": again, "where": {**plan.base.where, **t.origins}}
 
 
-def forecast(plan: Plan, options: Options, gpu: str | None = None) -> int:
-    """Print time and memory that a plan needs, before it is started, here or on the GPU called `gpu`; what is made for
-    this machine is kept for `make plan`."""
+def forecast(plan: Plan, options: Options, gpu: str | None = None, count: int = 1) -> int:
+    """Print time, memory and cost of a plan before it is started, here or on `count` of the GPU called `gpu`; what is
+    made for this machine is kept for `make plan`.  Raises ValueError for an unknown GPU."""
+    results = _folder(plan, options)
+    band = _forecast.band(results, _forecast.device(plan, gpu))
     with Stop() as stop:
         groups, trials = {t.group for t in plan.trials}, [_listed(plan, t) for t in plan.trials]
-        code, verdict = _check(local.Server(options.preload), trials, "forecast", options, stop, groups, gpu=gpu)
-    results, made = _folder(plan, options), verdict.get("forecast", {})
+        server, asked = local.Server(options.preload), {"gpu": gpu, "band": band}
+        code, verdict = _check(server, trials, "forecast", options, stop, groups, **asked)
+    made = _forecast.fitted(verdict.get("forecast", {}), band)
     if made and not gpu:
-        _forecast.keep(results, made)
+        _forecast.keep(results, verdict["forecast"])
     if made:
-        whole = _forecast.lines(_forecast.of(plan, made, results), len(plan.trials))
+        whole = _forecast.lines(_forecast.of(plan, made, results, gpu, count), len(plan.trials))
         shown = [f"n can show: {line}" for line in planning.power(plan)] if plan.study else []
         print(_forecast.table(plan, made, verdict.get("fits", {})), *whole, *shown, sep="\n", flush=True)
     return code
@@ -187,7 +198,7 @@ def decided(results: Path) -> Mapping[str, Any]:
 def expected(plan: Plan, options: Options) -> tuple[dict[str, Any], list[str]]:
     """What is known of the time and memory of a plan without loading torch: as data, and as lines of text."""
     results = _folder(plan, options)
-    found = _forecast.of(plan, _forecast.known(results), results)
+    found = _forecast.of(plan, _forecast.known(results, _forecast.device(plan)), results)
     return found, _forecast.lines(found, len(plan.trials))
 
 

@@ -52,6 +52,8 @@ class Options:
     """Dry run before anything is created."""
     yes: bool = False
     """Do not ask."""
+    force: bool = False
+    """Start although trials cannot fit; those are refused."""
     new: bool = False
     """Start another campaign even if there is one of the same plan."""
     tty: bool = False
@@ -362,6 +364,9 @@ class Runner:
                 return "data", f"{path}: hash {found[:8]}, the campaign began with {data['sha256'][:8]}"
         if trial.record["resources"]["gpus"] and not self.devices:
             return "config", "no GPU here; run it where there is one"
+        rooms = [d.memory_bytes for d in self.devices] if trial.record["resources"]["gpus"] else [machine.memory()]
+        if (told := trial.record.get("forecast")) and (why := _forecast.beyond(told, rooms)):
+            return "memory", f"{why}; a smaller TRAIN_BATCH_MICRO needs less at equal effective batch"
         free, need = shutil.disk_usage(self.campaign.path).free, self.disk_bytes(trial)
         if free < need:
             return "disk", f"{need >> 20} MiB needed, {free >> 20} free in {self.campaign.path}; make room"

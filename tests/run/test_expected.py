@@ -2,6 +2,7 @@
 """Forecasts outlive the process that makes them, die with the code, and are scored by what really happened."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -149,3 +150,70 @@ def test_a_gpu_that_torch_does_not_see_is_refused_in_words(tmp_path, capsys):
     p = on_gpu({})
     assert run.measure(p, options(tmp_path, checker="ablab.check:main", preload=("torch", "ablab.train"))) == 2
     assert "CONFIG_TRAIN_BATCH_MICRO=0: no memory can be measured" in capsys.readouterr().out
+
+
+def scored(tmp_path, rows, on="X"):
+    """A campaign whose trials finished: (group, raw memory, raw hours, memory, hours) each."""
+    (tmp_path / "past").mkdir(parents=True, exist_ok=True)
+    lines = [{"schema": "ablab.forecast/1", "campaign": "past"}]
+    for group, mem, hours, *actual in rows:
+        told = {"mem_gib": [mem / 2, mem, mem * 2], "hours": [hours / 2, hours, hours * 2]}
+        lines.append({"trial": group, "group": group, "on": on, "raw": [mem, hours], "actual": actual, **told})
+    (tmp_path / "past/forecast.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_band_is_the_interval_of_student_for_the_next_ratio(tmp_path):
+    """Five logarithms of known mean and deviation; 1.533 is the 90 % point of t with 4 degrees of freedom."""
+    logs = [-0.2, -0.1, 0.0, 0.1, 0.2]
+    scored(tmp_path, [(f"g{i}", 2.0, 1.0, 2 * math.exp(x), math.exp(x)) for i, x in enumerate(logs)])
+    low, likely, high = _forecast.band(tmp_path, "X")["mem_gib"]
+    half = 1.533 * math.sqrt(sum(x * x for x in logs) / 4) * math.sqrt(1 + 1 / 5)
+    assert likely == pytest.approx(1.0) and math.log(high) == pytest.approx(half, rel=5e-3)
+    assert math.log(low) == pytest.approx(-half, rel=5e-3)
+
+
+def test_seeds_of_one_configuration_count_once_and_few_teach_nothing(tmp_path):
+    scored(tmp_path, [("same", 1.0, 1.0, 1.1, 1.1)] * 50 + [(f"g{i}", 1.0, 1.0, 1.0, 1.0) for i in range(2)])
+    assert _forecast.band(tmp_path, "X") is None
+    scored(tmp_path, [(f"g{i}", 1.0, 1.0, 1.0, 1.0) for i in range(4)])
+    assert _forecast.band(tmp_path, "X")["hours"][2] == pytest.approx(math.exp(_forecast.NARROW))
+    assert _forecast.band(tmp_path, "Y") is None
+
+
+def test_what_one_card_teaches_goes_for_all_of_its_kind(tmp_path):
+    scored(tmp_path, [(f"g{i}", 1.0, 1.0, 2.0, 2.0) for i in range(5)], on="NVIDIA A10G")
+    assert _forecast.band(tmp_path, machine.named("a10g"))["mem_gib"][1] == pytest.approx(2.0)
+
+
+def test_a_fitted_forecast_keeps_what_is_exact_and_what_was_raw():
+    items = dict.fromkeys(("weights", "gradients", "optimizer", "masks"), 1 << 28)  # a GiB together
+    made = {"g": {**TWO, "items": items}, "h": {**TWO, "hours": None}}
+    found = _forecast.fitted(made, {"mem_gib": [0.1, 0.9, 1.5], "hours": [0.5, 1.0, 3.0]})
+    assert found["g"]["mem_gib"] == [1.0, 1.8, 3.0] and found["g"]["hours"] == [0.5, 1.0, 3.0]
+    assert found["g"]["raw"] == [2.0, 1.0] and found["h"]["hours"] is None and found["h"]["raw"] == [2.0, None]
+    assert _forecast.fitted(made, None) is made
+
+
+def test_cost_energy_and_disk_follow_the_hours_of_all_devices(tmp_path):
+    here = machine.inventory()
+    gpus = (machine.Device(kind="cuda", name="A10G", uuid="A10G", memory_bytes=0),) * 2
+    asked = {"SEEDS": "4", "CONFIG_SYS_PRICE_PER_HOUR": "1.5"}
+    p = plan.expand(configure.layers(kconf.ROOT, "tiny"), asked, replace(here, devices=gpus), name="tiny")
+    assert plan.expand(configure.layers(kconf.ROOT, "tiny"), {"SEEDS": "4"}, here).trials[0].group  # no price: settles
+    found = _forecast.of(p, dict.fromkeys(groups(p), TWO), tmp_path, "a10g", 2)
+    assert found["jobs"] == 2 and found["hours"] == [1.0, 2.0, 4.0]
+    assert found["cost"] == [3.0, 6.0, 12.0] and found["kwh"] == pytest.approx([0.6, 1.2, 2.4])  # 300 W
+    kept = 1 + sum(int(p.trials[0].values[k]) for k in _forecast.KEPT)
+    assert found["disk_gib"] == 4 * kept * 0.5
+    assert "3.00 / 6.00 / 12.00 by SYS_PRICE_PER_HOUR; 0.60 / 1.20 / 2.40 kWh" in _forecast.lines(found, 4)[1]
+
+
+def test_a_price_is_no_part_of_a_trial():
+    with_price = expand(**{"CONFIG_SYS_PRICE_PER_HOUR": "2"})
+    assert [t.hash for t in with_price.trials] == [t.hash for t in expand().trials]
+
+
+@pytest.mark.parametrize(("rooms", "fits"), [([1 << 30], False), ([1 << 30, 8 << 30], True), ([], True)])
+def test_what_is_beyond_the_largest_device_is_refused(rooms, fits):
+    why = _forecast.beyond({"mem_gib": [1.5, 2.0, 3.0]}, rooms)
+    assert (why is None) is fits and (fits or why == "needs 1.50 GiB at the very least, 0.93 are there")
