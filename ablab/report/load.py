@@ -352,3 +352,11 @@ def flat(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
             yield from flat(inner, f"{at}.{key}" if at else str(key))
     elif at != "schema":
         yield at, str(value)
+
+
+def unit(name: str) -> str | None:
+    """Of a metric; None for a name of somebody else."""
+    try:
+        return metrics.get(name).unit
+    except metrics.MetricError:
+        return None

@@ -16,7 +16,7 @@ import numpy as np
 
 from ablab import kconf, metrics, rundir
 from ablab.report import index, load, source
-from ablab.report.load import NothingError, QueryError, Trial, flat
+from ablab.report.load import NothingError, QueryError, Trial, flat, unit
 from ablab.report.table import Cell, Table, merge
 
 SELECTORS = (
@@ -142,14 +142,6 @@ def known(name: str, trials: Iterable[Any]) -> None:
     """Raises MetricError for a name that is neither registered nor in a trial, such as a run from elsewhere has."""
     if unit(name) is None and not any(name in t.columns.spans for t in trials):
         metrics.get(name)
-
-
-def unit(name: str) -> str | None:
-    """Of a metric; None for a name of somebody else."""
-    try:
-        return metrics.get(name).unit
-    except metrics.MetricError:
-        return None
 
 
 def keys(trials: Sequence[Any], prefix: str = "") -> Table:

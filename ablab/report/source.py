@@ -19,9 +19,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from ablab import metrics, rundir
 from ablab.report import index
-from ablab.report.load import Curves, NothingError, QueryError, flat
+from ablab.report.load import Curves, NothingError, QueryError, flat, unit
+from ablab.report.table import Cell, Table, merge
 
 Row = dict[str, Any]
 _SPECIAL = {"NaN", "Infinity", "-Infinity"}
@@ -32,8 +35,13 @@ _EVENTS = {
     "memory": ("memory_util_avg", 1.0),
     "memoryAllocatedBytes": ("memory_used_avg_gb", 1e-9),
     "powerWatts": ("power_w", 1.0),
+    "enforcedPowerLimitWatts": ("power_limit_w", 1.0),
     "temp": ("temp_max_c", 1.0),
+    "smClock": ("sm_mhz", 1.0),
+    "memoryClock": ("mem_mhz", 1.0),
 }
+BRIEF = ("compute_util_avg", "memory_util_avg", "memory_used_avg_gb")
+_GPU = re.compile(r"gpu/(?:(\d+)/)?(\w+)")
 _EVENT = re.compile(r"(?:system\.)?gpu\.(\d+)\.(\w+)")
 
 
@@ -189,6 +197,30 @@ def find(v: Mapping[str, str], words: Sequence[str]) -> list[Run]:
             raise NothingError(f"{word}: no such run in {v['PROJECT']}; runs: {names}")
         found |= {h.id: h for h in hits}
     return [Run(h, source) for h in found.values()]
+
+
+def gpu(runs: Sequence[Run], full: bool = False) -> Table:
+    """What runs say of their devices: mean, quantiles and maximum over time, of BRIEF or of all quantities."""
+    rows: list[tuple[Cell, ...]] = []
+    for run in runs:
+        found = [(m[1] or "all", m[2], name) for name in run.columns.spans if (m := _GPU.fullmatch(name))]
+        for device, quantity, name in sorted(found, key=lambda f: (f[0] == "all", f[0].zfill(3), f[1])):
+            if full or quantity in BRIEF:
+                rows.append((run.campaign, run.id, device, quantity, unit(name), *_figures(*run.curve(name, "wall_s"))))
+    columns = ("campaign", "trial", "device", "quantity", "unit", "mean", "median", "p5", "p95", "max")
+    return merge(columns, rows, dict.fromkeys(columns[5:], ".4g"))
+
+
+def _figures(seconds: np.ndarray, values: np.ndarray) -> tuple[float | None, ...]:
+    """Mean, median, 5th and 95th percentile and maximum; a value stands for the time since the one before it."""
+    if not len(values):
+        return (None,) * 5
+    spent = np.diff(seconds)
+    weights = np.concatenate([[np.median(spent)], spent]) if len(spent) and spent.sum() > 0 else np.ones(len(values))
+    order = np.argsort(values, kind="stable")
+    share = np.cumsum(weights[order]) / weights.sum()
+    at = np.searchsorted(share, (0.5, 0.05, 0.95)).clip(max=len(values) - 1)
+    return (float(np.average(values, weights=weights)), *values[order][at].tolist(), float(values.max()))
 
 
 class Wandb:

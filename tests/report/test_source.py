@@ -103,6 +103,23 @@ def test_every_row_counts_and_gpu_1_is_not_gpu_10(known):
     assert run.over("gpu/1/memory_used_avg_gb", "max") == pytest.approx(3.0)
 
 
+def test_gpu_figures_are_per_device_and_weighted_by_time(known, monkeypatch):
+    table = source.gpu(known("r0-s1"))
+    assert [r[2:4] for r in table.rows] == [("1", q) for q in sorted(source.BRIEF)]
+    assert {r[2] for r in source.gpu(known("r0-s1"), True).rows} == {"1", "10"}
+    # 10 W for 1 s, which is taken as typical of the first, then 30 W for 1 s and 20 W for 8 s
+    rows = [
+        {"_step": i, "_runtime": t, "gpu/power_w": w} for i, (t, w) in enumerate([(1, 10.0), (2, 30.0), (10, 20.0)])
+    ]
+    fixed = Fixed(service.Run("a", "a", {}, [{**r, "val_loss": 1.0} for r in rows]))
+    monkeypatch.setitem(source.SOURCES, "wandb", lambda entity, project: fixed)
+    ((*place, mean, median, p5, p95, most),) = source.gpu(known("a"), True).rows
+    assert place[:4] == ["proj", "a", "all", "power_w"]
+    weights = (4.5, 1.0, 8.0)  # 4.5 s is the median of 1 and 8
+    assert mean == pytest.approx((10 * 4.5 + 30 + 160) / sum(weights))
+    assert (median, p5, p95, most) == (20.0, 10.0, 30.0, 30.0)
+
+
 def test_events_stand_at_the_step_before_them(known):
     table = query.series(known("r0-s1"), ["gpu/1/power_w"])
     # event i at 100 i seconds; row k at 2 k seconds is step 10 k
