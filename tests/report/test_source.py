@@ -240,6 +240,7 @@ def environment(url, home):
     return {"WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40, "HOME": str(home), **quiet}
 
 
+@pytest.mark.slow
 def test_without_a_package_or_a_service_it_is_one_line(tmp_path):
     done = ablab("keys", "x", "SOURCE=wandb", "PROJECT=p", **environment("http://127.0.0.1:9", tmp_path))
     assert done.returncode == 2 and "Traceback" not in done.stderr
