@@ -88,7 +88,7 @@ def campaigns(results: Path) -> Table:
 
 def ls(trials: Sequence[Any], where: str = "") -> Table:
     """Trials with their result; `where` is `state=done and val_loss<3.3`."""
-    tests = [_test(part) for part in re.split(r"\s+and\s+", where.strip()) if part]
+    tests = [_test(part, trials) for part in re.split(r"\s+and\s+", where.strip()) if part]
     rows = [_row(t) for t in trials if all(test(t) for test in tests)]
     return merge((*FACTS, "hash", "metric", "value"), rows)
 
@@ -109,21 +109,24 @@ def arranged(table: Table, column: str) -> Table:
     return Table(table.columns, tuple(sorted(table.rows, key=key)), table.formats)
 
 
-def _test(text: str) -> Callable[[Any], bool]:
-    """One condition; parsed, never run as code.  A trial without the value does not fulfil it."""
+def _test(text: str, trials: Sequence[Any]) -> Callable[[Any], bool]:
+    """One condition; parsed, never run as code.  A trial without the value does not fulfil it.
+
+    Raises QueryError for another form, MetricError for a name that is no fact, symbol, metric or setting of a run.
+    """
     match = _TEST.fullmatch(text)
     if not match:
         raise QueryError(f"WHERE={text}: expected NAME=VALUE, or != < <= > >=; several are joined by ' and '")
     name, operator, wanted = match[1].removeprefix("CONFIG_"), match[2], match[3]
+    is_setting = name.isupper() or (unit(name) is None and any(name in t.values for t in trials))
+    if name not in _ATTRIBUTES and not is_setting:
+        known(name, trials)
 
     def test(t: Any) -> bool:
         if name in _ATTRIBUTES:
             value = getattr(t, _ATTRIBUTES[name])
-        elif name.isupper() or (unit(name) is None and name in t.values):
-            value = t.values.get(name)
         else:
-            known(name, [t])
-            value = t.value(name)
+            value = t.values.get(name) if is_setting else t.value(name)
         sides = [_number(str(side).strip("\"'")) for side in (value, wanted)]
         alike = isinstance(sides[0], str) == isinstance(sides[1], str)
         return value is not None and alike and _OPERATORS[operator](*sides)

@@ -82,7 +82,9 @@ def test_conditions_select_rows(results, where, found):
     assert [row[table.columns.index("trial")] for row in table.rows] == found
 
 
-@pytest.mark.parametrize("where", ["val_loss", "val_los<3", "__class__=1", "state=done and"])
+@pytest.mark.parametrize(
+    "where", ["val_loss", "val_los<3", "state=nope and val_los<3", "__class__=1", "state=done and"]
+)
 def test_a_bad_condition_is_an_error(results, where):
     with pytest.raises(ValueError, match=r"expected NAME=VALUE|no such metric"):
         query.ls(query.resolve(results, ["*"]), where)
