@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Twenty configurations, forecast and then really trained: exact items are exact, bands hold what they promise.
 
-The slow test trains them here; with ABLAB_GOLDEN=write it writes what came out to tests/golden/forecasts.json, on which the
-fast tests judge the band.  Each configuration is judged by a band that the other nineteen have set.
+The slow test trains them here; with ABLAB_GOLDEN=write it writes what came out to tests/golden/forecasts.json, by which
+the fast tests judge the band.  Each configuration is judged by a band that the other nineteen have set.
 """
 
 import json
@@ -47,7 +47,7 @@ def test_the_band_of_the_others_holds_seven_to_nine_of_ten(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", list(_forecast.ACTUAL))
-def test_a_band_half_as_wide_holds_too_few(kind, tmp_path, monkeypatch):
+def test_a_band_an_eighth_as_wide_holds_too_few(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(_forecast, "SIDE", _forecast.SIDE / 8)
     monkeypatch.setattr(_forecast, "NARROW", 0.0)
     assert sum(judged(told(), tmp_path, kind)) / 20 < 0.7
