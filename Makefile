@@ -15,8 +15,8 @@ export ABLAB_MAKE_VARS := $(filter-out PYTHON,$(foreach v,$(.VARIABLES),$(if $(f
 
 VERBS := list-defconfigs menuconfig olddefconfig savedefconfig listnewconfig diffconfig allyesconfig \
   allnoconfig alldefconfig randconfig why plan check estimate continue rerun stop status amend data sample \
-  tracker telemetry machine doctor report plots plot-check compare ls keys series diff gpu power placebo verify \
-  bundle reproduce metrics help
+  tracker telemetry machine doctor report plots plot-check dashboard watch compare ls keys series diff gpu power \
+  placebo verify bundle reproduce metrics help
 
 .PHONY: all run $(VERBS) style test test-all golden bench bench-check gpu-check ci clean mrproper setup
 

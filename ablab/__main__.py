@@ -23,7 +23,7 @@ RUN = "NAME CHECK NEW FORCE YES"
 TABLE = "table json csv"
 SOURCE = "SOURCE ENTITY PROJECT RUN_NAME RUN_ID OUT O"
 ASK_FROM = 9  # trials from which a start at a terminal is confirmed once
-FLAGS = "ALL CHECK COMMIT_ONLY DDP DROP DRY_RUN FORCE FRESH FULL NEW V YES"
+FLAGS = "ALL CHECK COMMIT_ONLY DDP DROP DRY_RUN FORCE FRESH FULL NEW TOKEN V YES"
 ALLOWED = {  # variable -> (pattern of its whole value, what that is), for those that no symbol takes
     **dict.fromkeys(FLAGS.split(), ("[01]", "0 or 1")),
     **dict.fromkeys(
@@ -31,6 +31,7 @@ ALLOWED = {  # variable -> (pattern of its whole value, what that is), for those
         (".+", "empty; give it a value or leave it out"),
     ),
     "COUNT": ("[1-9][0-9]{0,3}", "a number of GPUs"),
+    "PORT": ("0|[1-9][0-9]{0,4}", "a port"),
     "JOBS": ("auto|0|[1-9][0-9]{0,3}", "a number of trials at once, or auto"),
     "KEEP_GOING": ("[yn]", "y or n"),
     "DO": ("sync|status|test|import|record|bench", "sync, status, test, import, record or bench"),
@@ -482,6 +483,24 @@ def _(v: Vars) -> int:
     found = figures.check([Path(p) for p in words(v, "PATHS") or ["docs"]], results(v))
     table(v, found)
     return 0 if figures.is_good(found) else 1
+
+
+@verb("dashboard", takes="PORT BIND TOKEN ALLOW_HOST O", streams=True)
+def _(v: Vars) -> int:
+    """Serve a read-only view of the campaigns on PORT=8642 of BIND=127.0.0.1 until Ctrl-C; TOKEN=1, or any other BIND,
+    asks for a token; ALLOW_HOST='name ..' are further names of this machine."""
+    from ablab.report import serve
+
+    options = {"bind": v.get("BIND", serve.LOOPBACK[0]), "token": v.get("TOKEN") == "1"}
+    return serve.main(results(v), port=int(v.get("PORT", "8642")), allowed=v.get("ALLOW_HOST", ""), **options)
+
+
+@verb("watch", "CAMPAIGN", takes="O", streams=True)
+def _(v: Vars) -> int:
+    """Watch a campaign in the terminal; q leaves the view and nothing else.  Without a terminal a line every 30 s."""
+    from ablab.report import watch
+
+    return watch.main(campaign(v))
 
 
 def trials(v: Vars, name: str) -> list[Any]:

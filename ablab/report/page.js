@@ -68,10 +68,10 @@ function tableBlock(b) {
   let rows = b.rows, sort = -1, down = false, items = [], group = -1, drawn = "";
   const columns = b.columns, hide = new Set(b.hide || []);
   const shown = columns.map((c, i) => i).filter(i => !hide.has(columns[i].name));
-  const numeric = columns.map((c, i) => rows.some(r => typeof r[i] === "number") && !rows.some(r => typeof r[i] === "string"));
+  const numeric = columns.map((c, i) => c.num || rows.some(r => typeof r[i] === "number") && !rows.some(r => typeof r[i] === "string"));
   const mean = columns.findIndex(c => c.name === b.mean);
   const virtual = rows.length > MANY || b.live, wrap = b.wrap && !virtual;
-  const filter = b.filter && rows.length > 3 ? h("input", { type: "search", placeholder: "filter: word -word seed>3 state=done", "aria-label": "filter rows", on: { input: refresh } }) : null;
+  const filter = b.filter && rows.length > 3 ? h("input", { type: "search", placeholder: "filter: word -word state=done", "aria-label": "filter rows", on: { input: refresh } }) : null;
   const groups = (b.group || []).filter(n => new Set(rows.map(r => r[columns.findIndex(c => c.name === n)])).size > 1);
   const picker = groups.length ? h("select", { "aria-label": "group rows", on: { change: regroup } }, h("option", { value: "-1" }, "no groups"),
     groups.map(n => h("option", { value: columns.findIndex(c => c.name === n) }, n))) : null;
@@ -82,7 +82,7 @@ function tableBlock(b) {
   const grid = h("table", { class: wrap ? "wrap" : virtual ? "fixed" : shown.length < 5 ? "narrow" : "" });
   if (virtual) {
     const wide = i => Math.min(34, Math.max(columns[i].name.length, ...rows.slice(0, 400).map(r => fmt(r[i], columns[i].format).length), columns[i].wide || 4));
-    const widths = shown.map(i => wide(i) * 8 + 22);
+    const widths = shown.map(i => Math.round(wide(i) * 7.6) + 20);
     grid.append(h("colgroup", {}, widths.map(w => h("col", { width: w }))));
     grid.style.minWidth = widths.reduce((a, w) => a + w, 0) + "px";
   }
@@ -359,7 +359,7 @@ function main() {
   const page = JSON.parse(document.getElementById("data").textContent);
   const name = title => title.toLowerCase().replace(/[^a-z]+/g, "-");
   const top = h("header", {}, h("div", { class: "top" }, h("h1", {}, page.title), theme()),
-    page.banners.map(t => h("div", { class: "banner", role: "alert" }, "\u26a0 " + t)), page.up ? h("p", {}, h("a", { href: page.up }, "\u2190 the report")) : null,
+    page.banners.map(t => h("div", { class: "banner", role: "alert" }, "\u26a0 " + t)), page.up ? h("p", {}, h("a", { href: page.up }, "\u2190 " + (page.back || "the report"))) : null,
     h("p", { class: "lead" }, page.lead), h("ul", { class: "facts" }, page.facts.map(t => h("li", {}, t))),
     h("nav", { "aria-label": "sections" }, page.sections.map(x => h("a", { href: "#" + name(x.title) }, x.title))));
   document.body.append(top, h("main", {}, page.sections.map(x => h("section", { id: name(x.title) }, h("h2", {}, x.title), x.blocks.map(b => BLOCKS[b.type](b))))));

@@ -51,8 +51,9 @@ def build(c: Loaded, verdicts: Sequence[Verdict], figures: Sequence[str]) -> lis
             if len(data) <= PAGE_BYTES:
                 break
         written += _write(path, data)
+    known = {t.id for t in c.trials}
     for path in folder.glob("*.html"):
-        if path.stem not in {t.id for t in c.trials}:
+        if path.stem not in known:
             path.unlink()
     data = document(f"{c.name}: report", campaign_model(c, verdicts, figures)).encode()
     return written + _write(c.dir.report / "report.html", data)
@@ -351,7 +352,7 @@ def config_block(c: Loaded) -> Model:
 
 def _tells(name: str) -> bool:
     """Whether a symbol can tell arms apart: no seed, no decoration."""
-    return name != plan.SEED and name.partition("_")[0] not in kconf.DECORATION
+    return name != plan.SEED and kconf.decides(name)
 
 
 # Curves
