@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 if a figure falls short of its target")
     parser.add_argument("--quick", action="store_true", help="under a minute: one thread, small shapes, few samples")
     parser.add_argument("--threads", type=int, help="1 counts process CPU time; default: all cores, in wall time")
-    names = "tiny mac small gpt2 attention rowstat optimizer pruning large whole decode first matrix check telemetry"
+    names = "tiny mac small gpt2 attention rowstat optimizer pruning large whole decode first matrix check page telemetry"
     parser.add_argument("--only", default="", help=f"rows: {names}")
     parser.add_argument("--out", type=Path, help="where the JSON goes; default: benchmarks/results/")
     args = parser.parse_args(argv)
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from ablab import machine
-    from benchmarks import attention, decode, optimizers, rowstat, sampling, scheduling, steps
+    from benchmarks import attention, decode, optimizers, page, rowstat, sampling, scheduling, steps
 
     cores = machine.cores()
     os.sched_setaffinity(0, cores)
@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         "rowstat": lambda f: rowstat.statistics(threads, rounds, limit_s),
         "first": lambda f: scheduling.first_step(f, 3 if args.quick else 9),
         "check": lambda f: scheduling.dry_run(f, 1 if args.quick else 3),
+        "page": lambda f: page.page(f, rounds),
         "matrix": lambda f: scheduling.matrix(f, len(cores), *((60, 2) if args.quick else (400, 6))),
         "telemetry": lambda f: sampling.sampler(f, 5.0 if args.quick else 30.0),
     }

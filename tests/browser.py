@@ -43,13 +43,11 @@ class Browser:
         theirs_in, ours_out = os.pipe()
         child = [fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (theirs_in, theirs_out)]
 
-        def wire() -> None:  # the pipe is file descriptors 3 and 4 of the browser
-            for fd, wanted in zip(child, (3, 4), strict=True):
-                os.dup2(fd, wanted)
-
-        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        # the pipe is file descriptors 3 and 4 of the browser
+        wire = ["bash", "-c", f'exec "$@" 3<&{child[0]} 4>&{child[1]}', "bash"]
+        command = [*wire, str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         log = (profile.parent / "chromium.log").open("wb")
-        self._process = subprocess.Popen(command, pass_fds=(3, 4, *child), preexec_fn=wire, stdout=log, stderr=log)
+        self._process = subprocess.Popen(command, pass_fds=child, stdout=log, stderr=log)
         for fd in (theirs_in, theirs_out, *child):
             os.close(fd)
         log.close()

@@ -81,8 +81,8 @@ function tableBlock(b) {
   const body = h("tbody"), box = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": b.name || "table", on: { scroll: draw } });
   const grid = h("table", { class: wrap ? "wrap" : virtual ? "fixed" : shown.length < 5 ? "narrow" : "" });
   if (virtual) {
-    const wide = i => Math.min(34, Math.max(columns[i].name.length, ...rows.slice(0, 400).map(r => fmt(r[i], columns[i].format).length), columns[i].wide || 4));
-    const widths = shown.map(i => Math.round(wide(i) * 7.6) + 20);
+    const wide = i => Math.min(34, Math.max(columns[i].name.length, ...rows.filter((r, at) => at % Math.ceil(rows.length / 500) === 0).map(r => fmt(r[i], columns[i].format).length), columns[i].wide || 4));
+    const widths = shown.map(i => Math.round(wide(i) * 8.2) + 20);
     grid.append(h("colgroup", {}, widths.map(w => h("col", { width: w }))));
     grid.style.minWidth = widths.reduce((a, w) => a + w, 0) + "px";
   }
@@ -226,7 +226,12 @@ function curvesBlock(b) {
     const lines = b.arms.map((a, i) => ({ a, i, d: a.series[name] })).filter(o => o.d && on.has(o.a.name)).map(o => {
       const at = o.d.x[ax], xs = Array.isArray(at) ? at : o.d.x.step.map(v => v * at);
       let sum = 0, mass = 0;
-      const soft = o.d.y.map(v => { sum = weight * sum + (1 - weight) * v; mass = weight * mass + 1 - weight; return sum / mass; });
+      const soft = o.d.y.map(v => {
+        if (v == null) return null;
+        sum = weight * sum + (1 - weight) * v;
+        mass = weight * mass + 1 - weight;
+        return sum / mass;
+      });
       return { ...o, xs, soft };
     });
     const right = Math.max(...lines.map(o => o.xs[o.xs.length - 1])), start = late.checked ? right * 0.1 : -Infinity;
@@ -234,7 +239,7 @@ function curvesBlock(b) {
     for (const o of lines) o.xs.forEach((x, k) => {
       if (x < start) return;
       for (const v of [o.d.y[k], bands.checked && o.d.lo ? o.d.lo[k] : o.d.y[k], bands.checked && o.d.hi ? o.d.hi[k] : o.d.y[k]])
-        if (!log.checked || v > 0) { low = Math.min(low, v); high = Math.max(high, v); }
+        if (v != null && (!log.checked || v > 0)) { low = Math.min(low, v); high = Math.max(high, v); }
     });
     chart.replaceChildren(tip);
     if (!(low <= high)) { chart.append(h("p", { class: "dim" }, "Nothing is selected that has this metric.")); return; }
@@ -253,7 +258,8 @@ function curvesBlock(b) {
     svg.append(s("text", { x: (L + W - R) / 2, y: H - 6, "text-anchor": "middle" }, b.axes[ax]));
     svg.append(s("text", { x: 12, y: (T + H - B) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(T + H - B) / 2})` }, `${name} (${b.units[name]})`));
     const inside = s("g", { "clip-path": `url(#${clip})` });
-    const path = (xs, ys) => "M" + xs.map((x, k) => `${X(x).toFixed(1)} ${Math.max(-9999, Math.min(9999, Y(ys[k]) || 0)).toFixed(1)}`).join("L");
+    const at = v => Math.max(-9999, Math.min(9999, Y(v) || 0)).toFixed(1);  // a gap, y null, starts a new line
+    const path = (xs, ys) => xs.map((x, k) => ys[k] == null ? "" : `${k && ys[k - 1] != null ? "L" : "M"}${X(x).toFixed(1)} ${at(ys[k])}`).join("");
     for (const o of lines) if (bands.checked && o.d.lo) {
       inside.append(s("path", { class: "range", d: path(o.xs, o.d.hi) + "L" + path([...o.xs].reverse(), [...o.d.lo].reverse()).slice(1) + "Z", fill: color(o.i), opacity: 0.15 }));
     }

@@ -28,7 +28,7 @@ from ablab.rundir import Campaign, RunError
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "ablab-token"
 PERIOD_S = 1.0
-WIDE = {"trial": 10, "state": 9, "share": 14, "device": 8}  # characters
+WIDE = {"trial": 10, "state": 9, "share": 12, "device": 8}  # characters
 TYPES = {
     ".png": "image/png",
     ".svg": "image/svg+xml",

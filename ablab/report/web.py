@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from ablab import kconf, metrics, plan, rundir
 from ablab.report import compare, lens, page
 from ablab.report.load import Arm, Loaded, Trial
+from ablab.report.plots import _telemetry
 from ablab.report.stats import Verdict
 from ablab.report.table import Table, line, merge, shown
 
@@ -33,6 +35,7 @@ AXES = {
     "wall_s": "seconds in all",
     "flops": "FLOPs of the model",
 }
+READINGS = {"busy_pct": "% of time", "mem_busy_pct": "% of time", "power_w": "W", "temp_c": "C", "used_bytes": "bytes"}
 Model = dict[str, Any]
 
 
@@ -446,6 +449,7 @@ def trial_model(c: Loaded, t: Trial, base: Mapping[str, str], points: int = POIN
         ],
         "sections": [
             section("Curves", curve_block([{"name": t.id, "series": series}], drawn) or text("No rows.")),
+            *([section("Telemetry", found)] if (found := telemetry(t, points)) else []),
             section("Configuration", _own_config(t, base)),
             section("Contracts", _own_contracts(t)),
             section("Built model", *_built(t)),
@@ -456,6 +460,30 @@ def trial_model(c: Loaded, t: Trial, base: Mapping[str, str], points: int = POIN
             section("Log", {"type": "code", "text": log_tail(t) or "None."}),
         ],
     }
+
+
+def telemetry(t: Trial, points: int) -> Model | None:
+    """Readings of its devices in the newest attempt, None without; where samples are missing the line is broken."""
+    made = []
+    for i, readings in enumerate(_telemetry.samples(t).values()):
+        gap = _telemetry.GAP * median([b - a for (a, _), (b, _) in pairwise(readings)] or [0.0])
+        series = {}
+        for name in READINGS:
+            found = [(at, r[name]) for at, r in readings if r.get(name) is not None]
+            keep = thin([v for _, v in found], [v for _, v in found], points // 2)
+            xs, ys = [], []
+            for at, value in (found[k] for k in keep):
+                if xs and at - xs[-1] > max(gap, _telemetry.GAP * (found[-1][0] - found[0][0]) / len(keep)):
+                    xs.append(_six((xs[-1] + at) / 2))
+                    ys.append(None)
+                xs.append(_six(at))
+                ys.append(_six(value))
+            if xs:
+                series[name] = {"n": 1, "x": {"s": xs}, "y": ys}
+        made.append({"name": f"device {i}", "series": series})
+    names = [n for n in READINGS if any(n in arm["series"] for arm in made)]
+    axes = {"s": "seconds since the first sample"}
+    return {"type": "curves", "arms": made, "metrics": names, "units": READINGS, "axes": axes} if names else None
 
 
 def _own_config(t: Trial, base: Mapping[str, str]) -> Model:

@@ -11,7 +11,7 @@ from ablab import report
 from ablab.report import load, page, web
 from ablab.rundir import Campaign
 from tests import browser
-from tests.report import campaign
+from tests.report import campaign, test_figures
 
 IMG = "<img src=x onerror=alert(1)>"
 END = "</script><script>window.pwned = 1</script>\u2028"
@@ -142,6 +142,16 @@ def test_a_trial_with_thousands_of_rows_and_metrics_has_a_small_page(made):
     vars(t)["rows"] = lambda *keys: many
     sizes = [len(web.document("t", web.trial_model(c, t, {}, n))) for n in (400, 20)]
     assert sizes[0] > web.PAGE_BYTES > sizes[1]
+
+
+def test_telemetry_of_a_trial_is_drawn_with_its_gaps(tmp_path):
+    made = campaign.write(tmp_path, finals, seeds=(1,))
+    assert web.telemetry(load.read(made).trials[0], 400) is None
+    test_figures.telemetry(made)
+    block = web.telemetry(load.read(made).trials[0], 400)
+    assert [arm["name"] for arm in block["arms"]] == ["device 0", "device 1"]
+    busy = block["arms"][0]["series"]["busy_pct"]
+    assert [x for x, y in zip(busy["x"]["s"], busy["y"], strict=True) if y is None] == [39.5]
 
 
 def test_the_banner_goes_with_a_valid_certificate_only(tmp_path):
