@@ -68,7 +68,7 @@ evaluation.checkpoint | E | @rule
 evaluation.code | E | @eval_code
 execution.compile | T | @compile | SYS_COMPILE
 execution.graph_breaks | T | @breaks | SYS_COMPILE {BUILD}
-execution.kernel | T | manifest.resolved.attention_kernel | ATTN_ MODEL_ SYS_
+execution.kernel | T | @kernel | ATTN_ MODEL_ SYS_
 execution.lse_kernel | T | manifest.resolved.lse_kernel | ATTN_ MODEL_ SYS_
 execution.precision | T | manifest.resolved.amp | SYS_AMP
 execution.tf32 | T | ?manifest.resolved.tf32 | SYS_TF32
@@ -261,6 +261,7 @@ READERS: dict[str, Callable[[Facts], Any]] = {
     "evaluations": _evaluations,
     "rule": _rule,
     "eval_code": lambda f: f.get("manifest.code.modules")["ablab.evaluate"],
+    "kernel": lambda f: f.get("manifest.resolved.attention_kernel") or "none",
     "compile": _compile,
     "breaks": _breaks,
     "toolkit": _toolkit,

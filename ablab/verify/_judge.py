@@ -115,7 +115,7 @@ class Judge:
             for arm, by_seed in values.items():
                 if not all(same(a, b) for a, b in pairwise(by_seed.values())):
                     fix = "run the trials of an arm alike, in one campaign on one machine"
-                    self.entry(f.group, f.name, rule, values, f"differs between the seeds of {arm}", fix)
+                    self.entry(f.group, f.name, rule, *_told(values, f"differs between the seeds of {arm}"), fix)
                     return
         status, why = {"E": "equal", "T": "equal", "R": "recorded"}[rule], ""
         for pair in self.differs:
@@ -136,7 +136,7 @@ class Judge:
             else "make it equal and run again"
         )
         if why:
-            self.entry(f.group, f.name, rule, _contrasting(values), why, fix)
+            self.entry(f.group, f.name, rule, *_told(values, why), fix)
         else:
             self._line(f.group, f.name, rule, values, status)
 
@@ -413,12 +413,22 @@ def _drift(f: Facts) -> str:
     resume = f.get("manifest.resume")
     if resume and resume["drift"]:
         return f"ALLOW_DRIFT={','.join(resume['drift'])}"
-    keys = ("resolved", "batch", "software", "cpu", "devices")
-    for before in (m for a in f.t.dir.attempts() if (m := a.read("manifest")) and a.number >= f.t.dir.lease()["first"]):
-        odd = [k for k in keys if before.get(k) != f.get(f"manifest.{k}")]
-        if odd or before["code"].get("modules") != f.get("manifest.code.modules"):
-            return f"attempt {before['attempt']} had other {' '.join(odd) or 'code'}"
+    now, first = _setting(f.files["manifest"]), f.t.dir.lease()["first"]
+    for before in (m for a in f.t.dir.attempts() if a.number >= first and (m := a.read("manifest"))):
+        if odd := [k for k, v in _setting(before).items() if v != now[k]]:
+            return f"attempt {before['attempt']} had other {' '.join(odd)}"
     return "ok"
+
+
+def _setting(m: Mapping[str, Any]) -> dict[str, Any]:
+    """What must stay as it is over the attempts of a trial; which cores or which of equal devices may change."""
+    kept = {k: m.get(k) for k in ("resolved", "batch", "software")}
+    devices = [(d["name"], d["memory_bytes"]) for d in m["devices"]]
+    return kept | {
+        "cpu": (m["cpu"]["model"], len(m["cpu"]["cores"])),
+        "devices": devices,
+        "code": m["code"].get("modules"),
+    }
 
 
 def _equal(a: Any, b: Any, f: Field) -> bool:
@@ -428,13 +438,15 @@ def _equal(a: Any, b: Any, f: Field) -> bool:
     return a == b
 
 
-def _contrasting(values: Values) -> Values:
-    """Of large values those parts that are not the same everywhere."""
+def _told(values: Values, why: str) -> tuple[Values, str]:
+    """Of values with parts those that are not the same everywhere, which `why` then names."""
     leaves = [v for by in values.values() for v in by.values()]
     if not all(isinstance(v, Mapping) for v in leaves):
-        return values
-    common = {k for k in leaves[0] if all(v.get(k) == leaves[0][k] for v in leaves)}
-    return {a: {s: {k: x for k, x in v.items() if k not in common} for s, v in by.items()} for a, by in values.items()}
+        return values, why
+    names = {k for v in leaves for k in v}
+    odd = sorted(k for k in names if any(v.get(k) != leaves[0].get(k) for v in leaves))
+    cut = {arm: {seed: {k: v.get(k) for k in odd} for seed, v in by.items()} for arm, by in values.items()}
+    return cut, f"{why}: {' '.join(odd[:6])}"
 
 
 def _compact(value: Any) -> Any:

@@ -150,29 +150,21 @@ def _bundle(name: str, files: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 def _publish(body: dict[str, Any], c: Loaded, schemes: Collection[str]) -> None:
     """Add whether the commits are public, and from where."""
-    manifests = {t.id: t.dir.manifest() or {} for t in c.trials if t.is_done}
-    codes = {i: m.get("code") or {} for i, m in manifests.items()}
-    claimed = {i: codes[i] for claim in body["claims"] for i in claim["trials"]}
+    claimed = {i for claim in body["claims"] for i in claim["trials"]}
+    codes = [(t.dir.manifest() or {}).get("code") or {} for t in c.trials if t.id in claimed]
+    places = {(code.get("remote") or "", code.get("commit") or "none") for code in codes}
     why: dict[str, str] = {}
-    for remote in {code.get("remote") or "" for code in claimed.values()}:
-        mine = {
-            code["commit"] for code in claimed.values() if (code.get("remote") or "") == remote and code.get("commit")
-        }
-        why |= _public.unreachable(remote, mine, schemes)
-    odd = {
-        i: why[code["commit"]] if code.get("commit") else "no commit"
-        for i, code in claimed.items()
-        if not code.get("commit") or code["commit"] in why
-    }
-    values = {i: f"{code.get('remote')} {code.get('commit')}" for i, code in claimed.items()}
+    for remote in {place for place, _ in places}:
+        why |= _public.unreachable(remote, {commit for place, commit in places if place == remote}, schemes)
     body["groups"]["code"] = [f for f in body["groups"]["code"] if f["name"] != "public"]
     body["findings"] = [f for f in body["findings"] if f["field"] != "code.public"]
-    entry = {"name": "public", "rule": "C", "values": values, "status": "refused" if odd else "passed"}
+    values = {commit: remote for remote, commit in sorted(places)}
+    entry = {"name": "public", "rule": "C", "values": values, "status": "refused" if why else "passed"}
     body["groups"]["code"].append(entry)
-    if odd:
-        text = "; ".join(dict.fromkeys(odd.values()))
+    if why:
+        text = "; ".join(dict.fromkeys(why.values()))
         fix = "push the commit to a branch of the public repository, then make verify COMMIT_ONLY=1"
-        body["findings"].append({"field": "code.public", "rule": "C", "values": odd, "why": text, "fix": fix})
+        body["findings"].append({"field": "code.public", "rule": "C", "values": values, "why": text, "fix": fix})
     body["verdict"] = "refused" if body["findings"] else "issued"
 
 

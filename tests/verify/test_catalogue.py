@@ -198,6 +198,7 @@ LACKING = {
     "evaluation.count": lambda t: fair.rows(t, lambda row: row["m"].pop("val_loss")),
     "evaluation.checkpoint": put("summary.primary", ...),
     "evaluation.code": put("manifest.code.modules", {"ablab.train": fair.MODULES["ablab.train"]}),
+    "execution.kernel": put("manifest.resolved.attention_kernel", ...),
     "execution.compile": put("manifest.resolved.compile", ...),
     "execution.graph_breaks": put("summary.compile", ...),
     "software.toolkit": put("manifest.software.cuda", ...),
@@ -269,6 +270,18 @@ def test_a_trial_without_contracts_is_refused(fairs, tmp_path, name):
     found = fair.copy(fairs["attention"], tmp_path)
     fair.change(found, put("summary.contracts", []), "R1", seeds=(2,))
     assert name in refused(found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fits"), [("torch", "1.0", False), ("cores", [3], True), ("cores", [0, 1], False)]
+)
+def test_attempts_of_a_trial_must_have_run_alike(fairs, tmp_path, key, value, fits):
+    found = fair.copy(fairs["attention"], tmp_path)
+    trial = fair.trials(found, "R1")[0]
+    manifest = trial.manifest()
+    manifest["software" if key == "torch" else "cpu"][key] = value
+    trial.attempt(1).write("manifest", manifest)
+    assert set(refused(found)) == (set() if fits else {"integrity.drift"})
 
 
 def test_weights_that_are_not_those_of_the_checkpoint_are_refused(fairs, tmp_path):
