@@ -15,7 +15,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 if a figure falls short of its target")
     parser.add_argument("--quick", action="store_true", help="under a minute: one thread, small shapes, few samples")
     parser.add_argument("--threads", type=int, help="1 counts process CPU time; default: all cores, in wall time")
-    names = "tiny mac small gpt2 attention rowstat optimizer pruning large whole decode first matrix check page telemetry"
+    names = "tiny mac small gpt2 attention rowstat optimizer pruning large whole decode first matrix check page"
+    names += " telemetry"
     parser.add_argument("--only", default="", help=f"rows: {names}")
     parser.add_argument("--out", type=Path, help="where the JSON goes; default: benchmarks/results/")
     args = parser.parse_args(argv)

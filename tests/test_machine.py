@@ -233,3 +233,22 @@ def test_inventory_needs_no_torch_and_little_time():
     loaded, seconds = out.stdout.split()
     # 30 ms are promised where there is no GPU; CPU time, so that neighbours do not count
     assert loaded == "False" and (float(seconds) < 0.03 or machine.inventory().devices)
+
+
+@pytest.mark.parametrize(("text", "watts"), [("300.00\n", 300.0), ("[N/A]\n", None), ("", None)])
+def test_the_power_cap_of_an_nvidia_gpu_is_asked_by_uuid(text, watts, tmp_path):
+    gpu = machine.Device(kind="cuda", name="A10G", uuid="GPU-1", memory_bytes=1)
+    asked = []
+    assert machine.power_cap(gpu, lambda argv: asked.append(argv) or text, tmp_path) == watts
+    assert "GPU-1" in asked[0]
+
+
+def test_the_power_cap_of_an_amd_gpu_is_that_of_its_own_card(tmp_path):
+    amd(tmp_path, ("0000:03:00.0", W7900), ("0000:83:00.0", W6800))
+    for number, cap in enumerate(("241000000", "203000000")):
+        folder = tmp_path / f"sys/class/drm/card{number}/device/hwmon/hwmon{number}"
+        folder.mkdir(parents=True)
+        (folder / "power1_cap").write_text(cap + "\n")
+    found = devices(lambda argv: "", tmp_path, {})
+    caps = {d.name: machine.power_cap(d, lambda argv: "", tmp_path) for d in found}
+    assert sorted(caps.values()) == [203.0, 241.0] and caps[W6800["product_name"]] == 203.0
