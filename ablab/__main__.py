@@ -18,7 +18,7 @@ from ablab import configure, kconf
 
 ROOT = kconf.ROOT
 BUDGET = "TIME MAX_ITERS MAX_TOKENS EPOCHS"
-PLAN = f"SEEDS SWEEP STEPS TRACKER JOBS KEEP_GOING O {BUDGET}"
+PLAN = f"SEEDS SWEEP STEPS BASELINE TRACKER JOBS KEEP_GOING O {BUDGET}"
 RUN = "NAME CHECK NEW FORCE YES"
 TABLE = "table json csv"
 SOURCE = "SOURCE ENTITY PROJECT RUN_NAME RUN_ID OUT O"
@@ -306,7 +306,11 @@ def _(v: Vars) -> int:
 
     todo = planned(v)
     found, lines = run.expected(todo, options(v))
-    return show(v, plan.listing(todo, lines), plan.as_json(todo) | {"forecast": found})
+    text, data = plan.listing(todo, lines), plan.as_json(todo) | {"forecast": found}
+    if (reuse := run.reused(todo, options(v))) is not run.NOTHING:
+        text += "".join(f"reused      {line}\n" for line in [*reuse.lines(), *reuse.differences])
+        data["reused"] = [*reuse.lines(), *reuse.differences]
+    return show(v, text, data)
 
 
 @verb("check", takes=f"{PLAN} STEP STUDY GPU DDP RANDOM KCONFIG_SEED", symbols=True)

@@ -24,6 +24,7 @@ ALIASES = {  # variable -> the choice member it selects, if any, and the symbol 
     "JOBS": ("", "STUDY_JOBS"),
     "KEEP_GOING": ("", "STUDY_KEEP_GOING"),
     "STEPS": ("", "STUDY_STEPS"),
+    "BASELINE": ("", "STUDY_BASELINE"),
     "O": ("", "STUDY_RESULTS"),
 }
 NEW = "{}: say here what it is for.\nHardware: say which. Time: not run yet. Result: not run yet."

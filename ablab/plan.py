@@ -52,6 +52,8 @@ class StudyConfig:
     """Study file, empty for a single configuration."""
     steps: str
     """Comma list of step ids, empty for all."""
+    baseline: str
+    """Campaign, or campaign/trial, whose done trials take the place of the first arm's; empty for none."""
     results: Path
     jobs: int
     """Trials at once; 0 is one for each GPU, 1 on a CPU."""

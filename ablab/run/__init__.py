@@ -19,11 +19,13 @@ from ablab import kconf, machine, provenance
 from ablab import plan as planning
 from ablab.journal import RERUN, Journal, TrialState
 from ablab.plan import Plan, Trial
-from ablab.run import _display, _forecast, local, mirror
+from ablab.run import _baseline, _display, _forecast, local, mirror
+from ablab.run._baseline import NOTHING, Reuse
 from ablab.run.queue import BAD, LOG_BYTES, Options, Runner, Stop, child_of, counts, result_line, runner_alive
 from ablab.rundir import Campaign, RunError, alone, campaigns, checked, write_bytes
 
 __all__ = [
+    "NOTHING",
     "Options",
     "amend",
     "check",
@@ -38,6 +40,7 @@ __all__ = [
     "rerun",
     "result_line",
     "resume",
+    "reused",
     "start",
     "status",
     "stop",
@@ -58,10 +61,15 @@ def start(plan: Plan, options: Options) -> int:
         if not finished(found):
             print(f"continues {found.name}")
         return resume(found, replace(options, trackers=trackers))
+    reuse = _baseline.find(plan, results)
+    if reuse.differences:
+        return _unfit(reuse)
     on = _forecast.device(plan)
     made = _forecast.known(results, on)
     told = _forecast.of(plan, made, results)
     print(_head(plan, _forecast.lines(told, len(plan.trials))), flush=True)
+    for line in reuse.lines():
+        print(f"reused      {line}", flush=True)
     _ask(plan, options)
     mirror.ensure(trackers, plan.base.config(), options.mirror)
     with Stop() as stop:
@@ -80,6 +88,9 @@ def start(plan: Plan, options: Options) -> int:
         if code:
             print(f"nothing was started\nRESULT: exit={code}", flush=True)
             return code
+        reuse = _baseline.find(plan, results, verdict["data"])
+        if reuse.differences:
+            return _unfit(reuse)
         name = options.name or f"{_plain(plan.name)}-{time.strftime('%Y%m%d')}-{plan.hash[:6]}"
         content = planning.frozen(
             plan,
@@ -96,12 +107,15 @@ def start(plan: Plan, options: Options) -> int:
         # weights and two moments in fp32: what a checkpoint of the largest trial may take
         size = max([12 * (t["params"] or 0) for t in verdict.get("trials", ())], default=0)
         content["policy"] |= {"jobs": plan.settings.jobs, "checkpoint_bytes": size}
+        _baseline.mark(content, reuse)
         _check_disk(results, plan, size)
         configs = {trial.folder: trial.config for trial in plan.trials}
         with alone(results):  # another start of this plan may have been faster
             found = None if options.new else find_current(results, plan, options.name)
             auto = planning.evidence(plan, machine.inventory())
             campaign = found or Campaign.create(results, name, content, configs, options.name is None, auto)
+            if not found:
+                _baseline.take(campaign, reuse)
         runner = Runner(campaign, options, stop, server)
         if found:
             print(f"continues {found.name}")
@@ -110,6 +124,17 @@ def start(plan: Plan, options: Options) -> int:
         with mirror.beside(campaign, trackers, stop.signals, options.mirror):
             runner.run()
     return runner.conclude()
+
+
+def reused(plan: Plan, options: Options) -> Reuse:
+    """What BASELINE= brings into a plan, and what stands in the way."""
+    return _baseline.find(plan, _folder(plan, options))
+
+
+def _unfit(reuse: Reuse) -> int:
+    print(*(f"not comparable: {line}" for line in reuse.differences), sep="\n")
+    print("nothing was started; make them equal, or leave BASELINE= out and run the baseline again\nRESULT: exit=3")
+    return 3
 
 
 def check(

@@ -369,6 +369,8 @@ class Judge:
         self.passes("integrity", "drift", _drift, "run the trial again from step 0: make rerun")
         added = [n["reason"] for n in self.c.replay.notes if n["kind"] == "amend"]
         self.entry("integrity", "amendments", "R", {self.c.name: added})
+        taken = {t.id: t.record["reused"] for t in self.trials if "reused" in t.record}
+        self.entry("integrity", "reused", "R", taken or {self.c.name: "none"})
 
     def _mirror(self) -> None:
         members = {n for t in self.trials for n, v in t.values.items() if n.startswith("TRACK_") and v == "y"}

@@ -127,7 +127,9 @@ def test_every_field_is_read(tmp_path):
 
 
 def test_study_fields_are_read():
-    source = "".join((ROOT / f"ablab/{name}.py").read_text() for name in ("plan", "run/__init__", "run/queue"))
+    source = "".join(
+        (ROOT / f"ablab/{name}.py").read_text() for name in ("plan", "run/__init__", "run/_baseline", "run/queue")
+    )
     for field in plan.StudyConfig.__dataclass_fields__:
         read = field.startswith("retry_") or re.search(rf"settings\.{field}\b", source)
         assert read, field

@@ -198,10 +198,10 @@ def trials(found: Campaign, *steps: str) -> list[TrialDir]:
     return [t for t in found.trials() if t.record["step"] in (steps or ("R0", "R1"))]
 
 
-def change(found: Campaign, act: Callable[[TrialDir], Any], *steps: str, seeds: tuple[int, ...] = SEEDS) -> None:
+def change(found: Campaign, act: Callable[[TrialDir], Any], *steps: str | None, seeds: tuple[int, ...] = SEEDS) -> None:
     """Do something to the trials of these steps, and have DONE vouch for it."""
-    for trial in trials(found, *steps):
-        if trial.record["seed"] in seeds:
+    for trial in found.trials() if None in steps else trials(found, *steps):
+        if trial.record["seed"] in seeds or None in steps:
             act(trial)
             stamp(trial)
 
