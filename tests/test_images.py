@@ -9,6 +9,7 @@ import pytest
 
 from ablab import rundir
 from ablab.data._image import Images
+from ablab.report import load, page
 from ablab.train import Loop
 from tests import trial as tiny
 from tests.test_resume import disturbed
@@ -65,6 +66,15 @@ def test_the_best_is_the_first_of_the_highest_accuracy_and_reported_beside_the_l
         assert last[f"final/best_{name}"] == first["m"][name]
         assert best[name] == {"value": first["m"][name], "step": first["step"]}
     assert whole.summary()["final"]["test_accuracy"] == last["test_accuracy"]
+
+
+def test_the_report_has_the_last_and_the_best_side_by_side(whole):
+    table = page.arm_table(load.read(whole.campaign)).csv().splitlines()
+    row = dict(zip(table[0].split(","), table[1].split(","), strict=True))
+    summary = whole.summary()
+    assert float(row["test %"]) == pytest.approx(summary["final"]["test_accuracy"])
+    assert float(row["test % at the best"]) == pytest.approx(summary["best"]["test_accuracy"]["value"])
+    assert "best.test_accuracy" in page.trial_table(load.read(whole.campaign)).csv().splitlines()[0]
 
 
 def test_the_record_says_images_and_keeps_the_contracts(whole):

@@ -26,6 +26,11 @@ COST: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "tokens/s": (",.0f", lambda s: s["perf"]["tok_per_s"]),
     "peak GiB": (".2f", lambda s: s["perf"]["peak_mem_bytes"] / 2**30),
 }
+ACCURACY: dict[str, tuple[str, Callable[[Mapping[str, Any]], float | None]]] = {
+    "test %": (".2f", lambda s: s["final"].get("test_accuracy")),
+    "test % at the best": (".2f", lambda s: s["best"].get("test_accuracy", {}).get("value")),
+}
+"""Of the last weights, and of those with the highest validation accuracy; shown where there is one."""
 
 
 def build(c: Loaded, verdicts: Sequence[Verdict], figures: Sequence[str]) -> None:
@@ -101,8 +106,8 @@ def _fate(t: Trial) -> str:
     return f"{t.id} ({'no value' if t.is_done else t.state})"
 
 
-def _mean(arm: Arm, of: Callable[[Mapping[str, Any]], float]) -> float | None:
-    values = [of(t.summary) for t in arm.trials if t.summary is not None]
+def _mean(arm: Arm, of: Callable[[Mapping[str, Any]], float | None]) -> float | None:
+    values = [x for t in arm.trials if t.summary is not None and (x := of(t.summary)) is not None]
     return fmean(values) if values else None
 
 
@@ -119,15 +124,16 @@ def _spread(values: Sequence[float]) -> tuple[float | None, ...]:
 def arm_table(c: Loaded) -> Table:
     """Mean and spread over seeds of every arm, what it costs, and the trials that this rests on."""
     rows: list[tuple[Cell, ...]] = []
+    shown = {k: v for k, v in ACCURACY.items() if any(_mean(arm, v[1]) is not None for arm in c.arms.values())} | COST
     for arm in c.arms.values():
         values = arm.by_seed(c.key, c.mode)
         ids = " ".join(t.id for t in arm.trials if t.seed in values)
         head = (arm.label, arm.title, f"{len(values)} of {len(arm.trials)}")
-        rows.append((*head, *_spread([*values.values()]), *(_mean(arm, of) for _, of in COST.values()), ids))
+        rows.append((*head, *_spread([*values.values()]), *(_mean(arm, of) for _, of in shown.values()), ids))
     return merge(
-        ("arm", "title", "n", *SPREAD, *COST, "trials"),
+        ("arm", "title", "n", *SPREAD, *shown, "trials"),
         rows,
-        {**SPREAD, **{k: f for k, (f, _) in COST.items()}},
+        {**SPREAD, **{k: f for k, (f, _) in shown.items()}},
     )
 
 
@@ -151,6 +157,8 @@ def trial_table(c: Loaded) -> Table:
     """One row for each trial of the plan, with everything that its summary holds."""
     parts = ("final", "used", "perf", "model")
     facts = [{f"{p}.{k}": v for p in parts for k, v in t.summary[p].items()} if t.summary else {} for t in c.trials]
+    for t, f in zip(c.trials, facts, strict=True):
+        f |= {f"best.{k}": b["value"] for k, b in t.summary["best"].items()} if t.summary else {}
     axes = list(dict.fromkeys(k for arm in c.arms.values() for k in arm.axes))
     names = list(dict.fromkeys(k for f in facts for k in f))
     head = ("trial", "hash", "step", "title", *axes, "seed", "state", "attempt", f"{c.key} {c.mode}")
