@@ -25,7 +25,7 @@ def test_rules_across_symbols_are_kept_so_that_random_configurations_are_tried(t
         for trial in plan.trials:
             try:
                 cfg = config.load(trial.values)
-                cfg.model.build(cfg.attention, cfg.mlp, 0, 256) if trial.values["MODEL_GPT_LAYERS"] < 3 else None
+                cfg.model.build(cfg.attention, cfg.mlp, 0, 256) if trial.values.get("MODEL_GPT_LAYERS", 3) < 3 else None
             except ValueError as error:
                 bad.append(f"{plan.name}: {error}")
     assert len(made) >= 50 and not bad, "\n".join([*refused.values(), *bad])
