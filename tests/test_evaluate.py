@@ -42,6 +42,20 @@ def test_the_mean_is_over_tokens_whatever_the_batch(size):
     assert found["val_bpb"] == pytest.approx(wanted * 20 / (math.log(2) * 30), rel=1e-6)
 
 
+class Guesses(Fake):
+    """Right where the target is even."""
+
+    def forward(self, x, y):
+        return super().forward(x, y)._replace(hits=(y % 2 == 0).sum())
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_accuracy_is_over_all_targets_and_images_have_no_bytes(size):
+    found = evaluate(Guesses(), data(bytes_=None), size, CPU, nullcontext(), split="test")
+    assert found["test_accuracy"] == 100 * (data().ids[:, 1:] % 2 == 0).mean()
+    assert found.keys() == {"test_loss", "test_accuracy"}
+
+
 def test_it_leaves_mode_and_random_state_as_they_were():
     model, before = Fake().train(), torch.get_rng_state()
     evaluate(model, data(), 2, CPU, nullcontext())

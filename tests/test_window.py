@@ -45,6 +45,19 @@ def test_micro_losses_are_averaged_by_step():
     assert m["train/mfu"] == pytest.approx(2 * 6400 / 4 / 1e6) and m["time/data_pct"] == 20.0
 
 
+def test_hits_give_the_accuracy_of_the_window_and_survive_a_checkpoint():
+    w, work = Window(accum=2), WORK._replace(tokens=4)
+    for hits in (1, 4):
+        w.add(scalars(1.0, 3.0), torch.tensor(0.5), torch.tensor(hits))
+    assert w.read() is None
+    other = Window(accum=2)
+    other.restore(w.state())
+    other.add(scalars(2.0, 2.0), torch.tensor(0.5), torch.tensor(1))
+    assert other.read() is None and other.losses == [2.0] * 3
+    m = other.measures(3, clocks(fwd_bwd=1.0), work)
+    assert m["train_accuracy"] == pytest.approx(100 * (1 + 4 + 1) / 12) and "train_perplexity" not in m
+
+
 @pytest.mark.parametrize(("at", "loss", "norm"), [(3, math.nan, 1.0), (2, 1.0, math.inf)])
 def test_the_first_bad_step_is_found(at, loss, norm):
     w = Window(accum=1)

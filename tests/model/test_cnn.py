@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from ablab import build, config, kconf
+from ablab import build, check, config, kconf
+from ablab.model.lenet5 import Lenet5Network
 from ablab.prune import prunable
+from ablab.prune._masked import Masked
 
 IMAGENET = "CONFIG_MODEL_RESNET_DEPTH_50=y\nCONFIG_MODEL_RESNET_STEM_IMAGENET=y\n"
 NETS = {
@@ -138,3 +140,59 @@ def test_defaults_follow_the_model(text, lr, decay, clip, beta2, warmup):
     v = values(text + "CONFIG_PRUNE_MAGNITUDE=y\n")
     got = [v[n] for n in ("OPT_LR", "OPT_WEIGHT_DECAY", "OPT_CLIP_NORM", "PRUNE_WARMUP")]
     assert got == [lr, decay, clip, warmup] and v.get("OPT_ADAMW_BETA2") == beta2
+
+
+def checked(text):
+    """The dry run of a configuration, with what a plan would have resolved."""
+    plain = "CONFIG_SYS_DEVICE_CPU=y\nCONFIG_SYS_COMPILE_OFF=y\nCONFIG_SYS_AMP_OFF=y\nCONFIG_SYS_THREADS=1\n"
+    case = check.Case(["a-s1"], "", values(f"{text}{plain}CONFIG_TRAIN_BATCH_MICRO=16\n"), {})
+    check.run(case)
+    return case
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CONFIG_MODEL_LENET5=y\nCONFIG_PRUNE_MOVEMENT=y\n",
+        "CONFIG_MODEL_RESNET=y\nCONFIG_OPT_SGD=y\n",
+        "CONFIG_MODEL_RESNET=y\nCONFIG_OPT_ADAMWPRUNE=y\nCONFIG_PRUNE_STATE=y\n",
+        f"CONFIG_MODEL_RESNET=y\n{IMAGENET}CONFIG_DATA_CIFAR100=y\nCONFIG_DATA_AUGMENT_RESIZE=224\n",
+    ],
+)
+def test_the_dry_run_passes(text):
+    case = checked(text)
+    assert case.stage == "", f"{case.stage}: {case.reason}"
+    assert "causality" not in case.passed and case.passed[-1] == "contracts"
+
+
+def crowd(self, x):
+    return real(self, x - x.mean(0, keepdim=True))
+
+
+def remembers(self, x):
+    if not self.training:
+        self.norm1.running_mean += 1e-3
+    return real(self, x)
+
+
+real = Lenet5Network.logits
+
+
+@pytest.mark.parametrize(
+    ("fault", "stage", "says"),
+    [
+        (crowd, "batch", "depend on the other rows"),
+        (remembers, "build", "two forwards of one input differ"),
+        (lambda self, x: real(self, x).detach() + self.head.bias, "gradients", "no gradient"),
+    ],
+)
+def test_the_dry_run_sees_a_network_that_is_wrong(monkeypatch, fault, stage, says):
+    monkeypatch.setattr(Lenet5Network, "logits", fault)
+    case = checked("CONFIG_MODEL_LENET5=y\n")
+    assert case.stage == stage and says in case.reason
+
+
+def test_the_dry_run_sees_convolutions_that_nothing_prunes(monkeypatch):
+    monkeypatch.setattr(Masked, "update", lambda self, step, progress: None)
+    case = checked("CONFIG_MODEL_LENET5=y\nCONFIG_PRUNE_MAGNITUDE=y\n")
+    assert case.stage == "overfit" and "no more zeros in the weights" in case.reason
