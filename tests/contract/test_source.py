@@ -13,7 +13,7 @@ import pytest
 from ablab import plugin
 
 ROOT = Path(__file__).parents[2]
-BUDGET = 15_000
+BUDGET = 21_500
 CODE = sorted(p for d in ("ablab", "scripts", "benchmarks", "tests") for p in (ROOT / d).rglob("*.py"))
 OURS = [p for p in CODE if "tests" not in p.parts]
 BANNED = {
