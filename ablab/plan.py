@@ -523,9 +523,9 @@ class _Expander:
         from a factor by a default is no part of it, nor is what the fragment sets beside it.
         """
         arms = {arm_text(t.step, t.axes): t for t in plan.trials}
-        errors: dict[str, None] = {}
+        place, errors = f"{self.study.at('protocol')}: error: protocol equal:", dict[str, list[str]]()
         if not plan.contrasts and plan.as_written:
-            errors["no arms are compared; declare a contrast"] = None
+            raise StudyError(f"{place} no arms are compared; declare a contrast")
         for pair in plan.contrasts:
             left, right = (arms[text] for text in pair)
             a, b = (_keyed(self.tree, t.values) for t in (left, right))
@@ -540,11 +540,11 @@ class _Expander:
             factor = moved if treated else {next((k for k in written if k in unequal), "")}
             for k in (k for k in unequal if k not in factor):
                 sides = (self._origin(plan, t, name) for t, (name, _) in ((left, a[k]), (right, b[k])))
-                errors[f"{' - '.join(pair)}: {' against '.join(sides)}"] = None
+                errors.setdefault(" against ".join(sides), []).append(" - ".join(pair))
         if errors:
-            hint = "; set both alike, or make it the only thing in which they differ"
-            place = f"{self.study.at('protocol')}: error: protocol equal: "
-            raise StudyError(*(f"{place}{text}{hint if ' against ' in text else ''}" for text in errors))
+            hint = "set both alike, or make it the only thing in which they differ"
+            more = {text: f" and {len(pairs) - 1} more" if pairs[1:] else "" for text, pairs in errors.items()}
+            raise StudyError(*(f"{place} {pairs[0]}{more[text]}: {text}; {hint}" for text, pairs in errors.items()))
 
     def _origin(self, plan: Plan, trial: Trial, name: str) -> str:
         """The line of a trial's configuration that sets a symbol, and where that was asked for."""
