@@ -394,6 +394,17 @@ def test_a_torn_config_py_is_made_again(root):
         ({"MAX_ITERS": "7"}, {"TRAIN_BUDGET_STEPS": "y", "TRAIN_STEPS": "7"}),
         ({"MAX_TOKENS": "7"}, {"TRAIN_BUDGET_TOKENS": "y", "TRAIN_TOKENS": "7"}),
         ({"EPOCHS": "7"}, {"TRAIN_BUDGET_EPOCHS": "y", "TRAIN_EPOCHS": "7"}),
+        ({"TRACKER": "none"}, {"TRACK_WANDB": "n", "TRACK_TRACKIO": "n", "TRACK_TENSORBOARD": "n"}),
+        ({"TRACKER": "wandb,trackio"}, {"TRACK_WANDB": "y", "TRACK_TRACKIO": "y", "TRACK_TENSORBOARD": "n"}),
+        (
+            {"TRACKER": "wandb:offline"},
+            {
+                "TRACK_WANDB": "y",
+                "TRACK_WANDB_MODE_OFFLINE": "y",
+                "TRACK_TRACKIO": "n",
+                "TRACK_TENSORBOARD": "n",
+            },
+        ),
         ({"JOBS": "auto", "O": "/x y"}, {"STUDY_JOBS": "0", "STUDY_RESULTS": '"/x y"'}),
         ({"STEPS": "R0,R1", "KEEP_GOING": "n"}, {"STUDY_STEPS": '"R0,R1"', "STUDY_KEEP_GOING": "n"}),
         ({"CONFIG_OPT_LR": "1e-4"}, {"OPT_LR": '"1e-4"'}),

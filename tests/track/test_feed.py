@@ -156,3 +156,9 @@ def test_a_run_is_named_by_campaign_and_trial_and_tells_no_place(tmp_path):
     assert (run.config["learning_rate"], run.config["warmup_steps"], run.config["seed"]) == (6e-4, 4, 1337)
     assert str(tmp_path) not in str(run.config) and not [n for n in run.config if n.startswith("TRACK_")]
     assert all(isinstance(v, str | int | float | bool | None) for v in run.config.values())
+
+
+def test_gpus_are_those_of_the_trial_whatever_their_place(monkeypatch):
+    monkeypatch.setattr(_feed.machine, "command", lambda argv: "0, GPU-a\n1, GPU-b\n10, GPU-c\n")
+    assert _feed._indices(["GPU-c", "GPU-b"]) == (1, 10)
+    assert _feed._indices([]) == ()

@@ -95,7 +95,7 @@ def test_all_three_hold_each_row_once_after_the_mirror_and_the_trial_were_killed
     with sqlite3.connect(tmp_path / "trackio/ablab.db") as store:
         (config,) = store.execute("select config from configs").fetchone()
         assert store.execute("select count(*) from system_metrics").fetchone() == (0,)  # its own GPU and CPU logging
-    assert json.loads(config)["_Username"] is None and str(tmp_path) not in config
+    assert json.loads(config)["_Username"] is None and str(tmp_path).encode() not in config
 
     paths, found = wandb_rows(trial)
     assert rows.points(found) == truth
@@ -185,6 +185,7 @@ def test_a_gap_in_the_row_numbers_is_told(tmp_path):
     assert [r["m"] for r in place.rows()] == [{"loss": 1.0}] * 3
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_already_is_a_conflict(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     trial = rows.campaign(tmp_path)
