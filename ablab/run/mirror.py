@@ -33,6 +33,7 @@ QUIET = ("online", "offline", "disabled")  # modes of W&B, each quieter than the
 BUSY = 4  # exit code of a mirror that found another one at work
 KILL_S = 5.0  # for the mirror to write down how far it is
 TICK_S = 0.1
+READY_S = 60.0
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -71,7 +72,13 @@ def ensure(names: Sequence[str], text: str, module: str = MODULE) -> None:
         file.write(text)
         file.flush()
         command = [sys.executable, "-m", module, "ready", file.name, *names]
-        done = subprocess.run(command, cwd=ROOT, env=environment(os.environ), capture_output=True, text=True)
+        options = {"cwd": ROOT, "env": environment(os.environ), "capture_output": True, "text": True}
+        try:
+            done = subprocess.run(command, timeout=READY_S, **options)
+        except subprocess.TimeoutExpired:
+            raise RunError(
+                f"TRACKER={','.join(names)}: not ready after {READY_S:.0f} s; TRACKER=none runs without"
+            ) from None
     if done.returncode:
         said = (done.stdout if done.returncode == 2 else done.stderr).strip().splitlines() or ["no text"]
         raise RunError(f"{said[-1]}\nnothing was started; TRACKER=none runs without, ablab tracker sync mirrors later")

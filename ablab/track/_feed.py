@@ -47,6 +47,10 @@ class Cursor:
     def last(self, trial: str) -> Mark:
         return max(self.marks.get(trial, {}).values(), default=NOTHING)
 
+    def is_closed(self, trial: str, attempt: int) -> bool:
+        """True if all rows of a trial were delivered when it ended in this attempt."""
+        return self.states.get(trial) == "closed" and self.last(trial).attempt == attempt
+
     def total(self) -> int:
         """Rows of all trials."""
         return sum(self.last(trial).n + 1 for trial in self.marks)

@@ -114,14 +114,17 @@ class Worker:
                 entry = entries.entry(folder)
                 if self.idle.get(folder) == entry or not entry.attempt:
                     continue
+                finished = entry.state.is_finished()
                 if folder not in self.trials:
+                    if finished and self.cursor.is_closed(folder, entry.attempt):
+                        self.idle[folder] = entry
+                        continue
                     self.trials[folder] = _Trial(self.campaign.trial(folder), self.cursor)
                 trial = self.trials[folder]
                 moved = self.step(trial)
                 busy, waits = busy or moved, waits or bool(trial.sent)
-                finished = entry.state.is_finished()
                 if not moved and not trial.sent and (finished or end):
-                    self.close(trial, entry.state.value)
+                    self.close(trial, entry.state.value, finished)
                     if finished:
                         self.idle[folder] = entry
             self.tell("sends" if busy or waits else "synced")
@@ -171,11 +174,11 @@ class Worker:
         trial.member = member
         return True
 
-    def close(self, trial: _Trial, state: str) -> None:
+    def close(self, trial: _Trial, state: str, finished: bool) -> None:
         if trial.member:
             self.call(trial.member.close, state)
             trial.member = None
-            trial.put("closed")
+            trial.put("closed" if finished else "open")  # a child that outlives its runner writes on
         trial.feed.close()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:

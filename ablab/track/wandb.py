@@ -121,6 +121,7 @@ class Wandb(Track, symbol="TRACK_WANDB"):
         elif time.monotonic() >= self._ask:
             self._ask = time.monotonic() + SEND_S / 2
             self._kept = self._sent.get(self._remote().lastHistoryStep, self._kept)
+            self._sent = {n: mark for n, mark in self._sent.items() if n >= self._kept.n}
         return self._kept
 
     def close(self, state: str) -> None:

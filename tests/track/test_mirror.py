@@ -14,7 +14,7 @@ import pytest
 from ablab import kconf
 from ablab.journal import TrialState
 from ablab.run import mirror
-from ablab.rundir import Mirror, Rows
+from ablab.rundir import Mirror
 from ablab.track import _feed, _mirror
 from tests.track import faults, rows
 
@@ -84,14 +84,9 @@ def test_a_fresh_copy_goes_to_another_run(trial):
 def test_rows_flow_while_a_trial_runs_and_the_rest_at_the_end(tmp_path):
     trial = rows.campaign(tmp_path)
     rows.attempt(trial, 0, 6)
-    (attempt,) = trial.attempts()
     process = start(trial, "follow", "busy", stdin=subprocess.PIPE)
     until(lambda: _feed.Cursor(Mirror(trial.campaign, "busy")).total() == len(rows.truth(trial)))
-    out = Rows(attempt.metrics, "metrics", {"trial": trial.name, "attempt": 1, "resumed_at_step": 0})
-    out.line(
-        {"q": 7, "step": 7, "tokens": 1, "train_s": 1, "wall_s": 1, "flops": 1, "m": {"train_loss": 2.0}, "bad": []}
-    )
-    out.close()
+    rows.more(trial, 7, 8)
     until(lambda: _feed.Cursor(Mirror(trial.campaign, "busy")).total() == len(rows.truth(trial)))
     rows.end(trial, TrialState.FAILED)
     process.stdin.close()
@@ -133,6 +128,22 @@ def test_a_mirror_that_never_began_is_told(tmp_path, capfd):
     with mirror.beside(trial.campaign, ["never"], [], "tests.track.rows"):
         pass
     assert "warning: never: not begun, all rows not delivered" in capfd.readouterr().out
+
+
+def test_rows_of_a_child_that_outlived_the_mirror_are_delivered_by_the_next(tmp_path):
+    trial = rows.campaign(tmp_path)
+    rows.attempt(trial, 0, 6)
+    files = Mirror(trial.campaign, "slow")
+    assert start(trial, "sync", "slow").wait() == 0
+    assert _feed.Cursor(files).states == {trial.name: "open"}
+    rows.more(trial, 7, 12)
+    rows.end(trial, TrialState.FAILED)
+    assert start(trial, "sync", "slow").wait() == 0
+    assert rows.points(stored(trial, "slow")) == rows.truth(trial)
+    assert _feed.Cursor(files).states == {trial.name: "closed"}
+    before = files.cursor.read_bytes()
+    assert start(trial, "sync", "slow").wait() == 0
+    assert files.cursor.read_bytes() == before  # what is closed is not read again
 
 
 def test_two_mirrors_of_a_campaign_send_each_row_once(trial):
