@@ -630,8 +630,9 @@ def _(v: Vars) -> int:
     from ablab.report import gpu, query
 
     trials, full = query.resolve(results(v), need(v, "A").split()), v.get("FULL") == "1"
-    found = gpu.table(trials, full)
-    said = [gpu.remarks(t, full) for t in trials if gpu.telemetry(t)]
+    left = [(t, gpu.recorded(t)) for t in trials]
+    found = gpu.table(left, full)
+    said = [gpu.remarks(t, samples, full) for t, samples in left if samples]
     if v.get("FORMAT", "table") == "csv":
         return table(v, found)
     show(v, "\n".join([found.text(), *map(gpu.text, said)]), {"table": json.loads(found.json()), "trials": said})

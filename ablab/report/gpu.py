@@ -91,12 +91,10 @@ def window(telemetry: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str, A
 
 def _inside(found: Sequence[Span], begin: float, end: float) -> list[tuple[float, Span]]:
     """(seconds inside, span) of the spans that reach into (begin, end]."""
-    first = bisect_right(found, begin, key=lambda s: s.end)
-    inside = []
-    for span in found[first:]:
-        if span.start >= end:
-            break
-        inside.append((min(span.end, end) - max(span.start, begin), span))
+    inside, at = [], bisect_right(found, begin, key=lambda s: s.end)
+    while at < len(found) and found[at].start < end:
+        inside.append((min(found[at].end, end) - max(found[at].start, begin), found[at]))
+        at += 1
     return inside
 
 
@@ -115,10 +113,9 @@ def _measures(found: Sequence[Span], begin: float, end: float) -> dict[str, Any]
             m[name] = max(v for _, v in values)
         elif values:
             m[name] = sum(s * v for s, v in values) / sum(s for s, _ in values)
-    counted, first = None, bisect_right(found, begin, key=lambda s: s.end)
-    for a, b in zip(found[max(first - 1, 0) :], found[max(first, 1) :], strict=False):
-        if a.end >= end:
-            break
+    counted, at = None, max(bisect_right(found, begin, key=lambda s: s.end), 1)
+    while at < len(found) and (a := found[at - 1]).end < end:
+        b, at = found[at], at + 1
         count = [span.reading.get("energy_j") for span in (a, b)]
         if None in count or count[1] < count[0]:  # a counter that went back began anew
             counted = None
@@ -162,8 +159,12 @@ def _host(found: Sequence[Span], begin: float, end: float) -> dict[str, float]:
     return m
 
 
-def telemetry(trial: Trial) -> list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """(header and samples, rows) of each attempt of a trial that has telemetry."""
+Recorded = list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]
+"""Header and samples, and rows of metrics, of each attempt that has telemetry."""
+
+
+def recorded(trial: Trial) -> Recorded:
+    """What a trial left."""
     rows = trial.rows()
     pairs = (
         (list(rundir.lines(a.telemetry, "telemetry")), [r for r in rows if r["attempt"] == a.number])
@@ -172,19 +173,19 @@ def telemetry(trial: Trial) -> list[tuple[list[dict[str, Any]], list[dict[str, A
     return [(samples, mine) for samples, mine in pairs if len(samples) > 1]
 
 
-def windows(trial: Trial) -> list[dict[str, Any]]:
+def windows(found: Recorded) -> list[dict[str, Any]]:
     """`window` over all attempts of a trial."""
-    return [row for samples, rows in telemetry(trial) for row in window(samples, rows)]
+    return [row for samples, rows in found for row in window(samples, rows)]
 
 
 # what the verb prints
 
 
-def table(trials: Sequence[Trial], full: bool = False) -> Table:
+def table(trials: Iterable[tuple[Trial, Recorded]], full: bool = False) -> Table:
     """Time-weighted mean, quantiles and maximum of all samples, for each trial, device and quantity."""
     rows: list[tuple[Cell, ...]] = []
-    for trial in trials:
-        attempts = [spans(samples) for samples, _ in telemetry(trial)]
+    for trial, left in trials:
+        attempts = [spans(samples) for samples, _ in left]
         for device, quantities in _quantities(attempts, full).items():
             place = (trial.dir.campaign.name, trial.id, device)
             rows += [(*place, name, unit, *figures) for name, unit, figures in quantities]
@@ -255,11 +256,9 @@ def figures(values: Sequence[tuple[float, float]]) -> tuple[float | None, ...]:
 # what it means
 
 
-def remarks(trial: Trial, full: bool = False) -> dict[str, Any]:
+def remarks(trial: Trial, left: Recorded, full: bool = False) -> dict[str, Any]:
     """{trial, devices, coverage, energy, throttle, hints, verdict}: what the samples of a trial say beyond numbers."""
-    pairs, rows = telemetry(trial), trial.rows()
-    attempts = [spans(samples) for samples, _ in pairs]
-    done = windows(trial)
+    attempts, done, rows = [spans(samples) for samples, _ in left], windows(left), trial.rows()
     manifest = trial.dir.manifest() or {}
     names = {d["uuid"]: d["name"] for d in manifest.get("devices", ())}
     devices = list(dict.fromkeys(d for found in attempts for d in found if d != "host"))

@@ -246,6 +246,6 @@ def test_exit_codes(results, capsys):
 
 def test_windows_of_a_trial_are_those_of_its_rows(results):
     (trial,) = query.resolve(results, ["gpu/r0-s1"])
-    found = gpu.windows(trial)
+    found = gpu.windows(gpu.recorded(trial))
     steps = [row["step"] for row in trial.rows()]
     assert found and {row["step"] for row in found} <= set(steps) and found[-1]["step"] == steps[-1]
