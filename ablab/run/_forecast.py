@@ -23,7 +23,7 @@ Made = Mapping[str, Mapping[str, Any]]
 """Group of a trial -> its forecast."""
 ACTUAL = {"mem_gib": "memory", "hours": "time"}
 """What is forecast, in the order of `actual`."""
-COSTS = {"cost": "by SYS_PRICE_PER_HOUR", "kwh": "kWh at the board's full power"}
+COSTS = {"cost": ("cost", "by SYS_PRICE_PER_HOUR"), "kwh": ("energy", "kWh at the board's full power")}
 GIB = 1 << 30
 LEAST = 4  # configurations that must have finished on a device before they set the band
 SIDE = NormalDist().inv_cdf(0.9)
@@ -174,7 +174,8 @@ def lines(found: Mapping[str, Any], trials: int) -> list[str]:
         time = span(found["hours"]) if found["hours"] else "unknown"
         memory = " / ".join(f"{gib:.2f}" for gib in found["mem_gib"])
         text = [f"time {time}, {trials} trials {how}; memory {memory} GiB, the largest (low / likely / high)"]
-        price = [f"{' / '.join(f'{x:.2f}' for x in found[k])} {unit}" for k, unit in COSTS.items() if found[k]]
+        known = {k: " / ".join(f"{x:.3g}" for x in found[k]) for k in COSTS if found[k]}
+        price = [f"{COSTS[k][0]} {numbers} {COSTS[k][1]}" for k, numbers in known.items()]
         text.append("; ".join([*price, f"disk {found['disk_gib']:.2f} GiB of checkpoints"]))
     if past := found["past"]:
         scores = (f"{kind} {100 * s['error']:.0f} % off, {100 * s['hit']:.0f} % in" for kind, s in past["of"].items())

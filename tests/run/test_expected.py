@@ -205,7 +205,7 @@ def test_cost_energy_and_disk_follow_the_hours_of_all_devices(tmp_path):
     assert found["cost"] == [3.0, 6.0, 12.0] and found["kwh"] == pytest.approx([0.6, 1.2, 2.4])  # 300 W
     kept = 1 + sum(int(p.trials[0].values[k]) for k in _forecast.KEPT)
     assert found["disk_gib"] == 4 * kept * 0.5
-    assert "3.00 / 6.00 / 12.00 by SYS_PRICE_PER_HOUR; 0.60 / 1.20 / 2.40 kWh" in _forecast.lines(found, 4)[1]
+    assert "cost 3 / 6 / 12 by SYS_PRICE_PER_HOUR; energy 0.6 / 1.2 / 2.4 kWh" in _forecast.lines(found, 4)[1]
 
 
 def test_a_price_is_no_part_of_a_trial():
