@@ -16,7 +16,7 @@ DIRTY_CORES = 0.3
 def page(folder: Path, rounds: int) -> list[Figure]:
     """A study of 57 trials, and a table of 5,000; browser rows are left out where there is no Chromium."""
     from ablab import report
-    from ablab.report import web
+    from ablab.report import blocks
 
     arms = [("R0", {}), *(("R1", {"OPT_LR": f"{i}e-4"}) for i in range(1, STEPS))]
     made = campaign.write(folder, lambda arm, seed: 2.4 + 0.01 * seed, arms=arms, seeds=range(SEEDS), contrasts=[])
@@ -30,7 +30,7 @@ def page(folder: Path, rounds: int) -> list[Figure]:
     columns = [{"name": n} for n in ("trial", "value", "arm")]
     block = {"type": "table", "columns": columns, "rows": rows, "filter": True, "group": ["arm"]}
     model = {"title": "x", "banners": [], "lead": "", "facts": [], "sections": [{"title": "rows", "blocks": [block]}]}
-    (folder / "long.html").write_text(web.document("x", model))
+    (folder / "long.html").write_text(blocks.document("x", model))
     tab = browser.Browser(folder / "profile")
     try:
         ready, sort = [], []

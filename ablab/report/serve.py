@@ -22,12 +22,14 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ablab import rundir
-from ablab.report import live, load, page, web
+from ablab.report import blocks, live, load, page, web
+from ablab.report.table import line
 from ablab.rundir import Campaign, RunError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "ablab-token"
 PERIOD_S = 1.0
+REPORT = "report.html"
 WIDE = {"trial": 10, "state": 9, "share": 12, "device": 8}  # characters
 TYPES = {
     ".png": "image/png",
@@ -76,17 +78,17 @@ class Views:
         """HTML of /, /c/NAME/, /c/NAME/report.html or /c/NAME/trials/ID.html.  Raises RunError where there is none."""
         match path.strip("/").split("/"):
             case [""]:
-                return web.document("ablab", self._index())
+                return blocks.document("ablab", self._index())
             case ["c", name]:
-                return web.document(f"{name}: live", self._live(self.campaign(name)), live=True)
-            case ["c", name, "report.html"]:
+                return blocks.document(f"{name}: live", self._live(self.campaign(name)), live=True)
+            case ["c", name, file] if file == REPORT:
                 c = self.load(self.campaign(name))
-                return web.document(f"{name}: report", web.campaign_model(c, page.judge(c), []))
+                return blocks.document(f"{name}: report", web.campaign_model(c, page.judge(c), []))
             case ["c", name, "trials", file]:
                 c = self.load(self.campaign(name))
                 found = [t for t in c.trials if f"{t.id}.html" == file]
                 if found:
-                    return web.document(found[0].id, web.trial_model(c, found[0], web.base_values(c)))
+                    return blocks.document(found[0].id, web.trial_model(c, found[0], web.base_values(c)))
         raise RunError(f"{path}: no such page")
 
     def file(self, path: str) -> Path:
@@ -98,7 +100,7 @@ class Views:
                     return found
         raise RunError(f"{path}: no such file")
 
-    def _index(self) -> web.Model:
+    def _index(self) -> blocks.Model:
         rows = []
         for c in rundir.campaigns(self.results):
             found = self.state(c)
@@ -106,10 +108,10 @@ class Views:
         links = {"type": "links", "links": [[row[0].split("/")[1], row[0]] for row in rows[::-1]]}
         columns = [{"name": n} for n in ("campaign", "created", "done", "trials", "time left")]
         block = {"type": "table", "columns": columns, "rows": [[r[0].split("/")[1], *r[1:]] for r in rows[::-1]]}
-        sections = [web.section("Campaigns", links, block)]
+        sections = [blocks.section("Campaigns", links, block)]
         return {"title": "ablab", "banners": [], "lead": f"{len(rows)} campaigns", "facts": [], "sections": sections}
 
-    def _live(self, c: Campaign) -> web.Model:
+    def _live(self, c: Campaign) -> blocks.Model:
         columns = [
             {"name": n, "format": f, "num": bool(f) or n == "step", "wide": WIDE.get(n, 6)}
             for n, f in live.COLUMNS.items()
@@ -123,12 +125,14 @@ class Views:
             "up": "../../",
             "back": "all campaigns",
             "banners": [] if page.certificate(c) else [page.BANNER],
-            "lead": web.line(question) if question else "No question was registered.",
+            "lead": line(question) if question else "No question was registered.",
             "facts": [
                 f"value: {live.unit(c)}; vs parent: at the same step and seed",
                 f"Started: {c.content['created']}",
             ],
-            "sections": [web.section("Now", block, {"type": "links", "links": [["the report so far", "report.html"]]})],
+            "sections": [
+                blocks.section("Now", block, {"type": "links", "links": [["the report so far", "report.html"]]})
+            ],
         }
 
 
@@ -219,7 +223,7 @@ class Handler(BaseHTTPRequestHandler):
             if Path(path).suffix in TYPES:
                 found = views.file(path)
                 return self._send(HTTPStatus.OK, found.read_bytes(), {"Content-Type": TYPES[found.suffix]})
-            policy = web.policy(live=True) + "; frame-ancestors 'none'"
+            policy = blocks.policy(live=True) + "; frame-ancestors 'none'"
             self._send(HTTPStatus.OK, views.page(path), {"Content-Type": HTML, "Content-Security-Policy": policy})
         except (RunError, FileNotFoundError, IsADirectoryError):
             self._send(HTTPStatus.NOT_FOUND, "no such page")

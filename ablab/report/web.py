@@ -1,42 +1,42 @@
 # SPDX-License-Identifier: MIT
-"""report.html and a page for each trial: one JSON model in a page that loads nothing, drawn by page.js.
+"""report.html and a page for each trial: what they show of a campaign, and which of them have to be written."""
 
-A page is safe against its content: a policy that allows the hashes of our script and style alone, data in
-application/json blocks, and a script that only ever sets text.
-"""
-
-import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from ablab import kconf, metrics, plan, rundir
 from ablab.report import compare, lens, page
+from ablab.report.blocks import (
+    POINTS,
+    Model,
+    assets,
+    band,
+    curve_block,
+    document,
+    items,
+    section,
+    six,
+    table,
+    text,
+    thin,
+)
 from ablab.report.load import Arm, Loaded, Trial
 from ablab.report.plots import _telemetry
 from ablab.report.stats import Verdict
-from ablab.report.table import Table, line, merge, shown
+from ablab.report.table import line, merge, shown
 
-POINTS = 400  # of a curve at most
 BUDGET = 60_000  # points of all curves of report.html
 PAGE_BYTES = 60_000  # of a trial page
 LOG_LINES, LOG_BYTES = 60, 8_000
 FIRST = ("val_loss", "train_loss", "learning_rate", "grad_norm", "sparsity", "train/tok_per_sec", "train/mfu")
 FEW = 300  # trials up to which report.html has curves of more than the metric of the campaign
-AXES = {
-    "step": "optimizer steps",
-    "tokens": "training tokens",
-    "train_s": "seconds of training",
-    "wall_s": "seconds in all",
-    "flops": "FLOPs of the model",
-}
 READINGS = {"busy_pct": "% of time", "mem_busy_pct": "% of time", "power_w": "W", "temp_c": "C", "used_bytes": "bytes"}
-Model = dict[str, Any]
 
 
 def build(c: Loaded, verdicts: Sequence[Verdict], figures: Sequence[str]) -> list[Path]:
@@ -81,64 +81,14 @@ def _is_of(path: Path, mark: bytes) -> bool:
 def _state(c: Loaded, t: Trial) -> str:
     """Hash of all that the page of a done trial depends on: its DONE, the campaign's plan, and this code."""
     done = rundir.stamp(t.dir.file("done"))["sha256"] if t.is_done else ""
-    code = hashlib.sha256(Path(__file__).read_bytes() + "".join(assets()).encode()).hexdigest()
-    return hashlib.sha256(f"{done} {c.dir.hash} {code}".encode()).hexdigest()
-
-
-# The document
+    return hashlib.sha256(f"{done} {c.dir.hash} {page.certificate(c.dir)} {_code()}".encode()).hexdigest()
 
 
 @cache
-def assets() -> tuple[str, str]:
-    """Script and style."""
-    script, style = ((Path(__file__).parent / f"page.{kind}").read_text() for kind in ("js", "css"))
-    return script, style
-
-
-def policy(live: bool = False) -> str:
-    """The content security policy of every page; a live one may ask its own server."""
-    script, style = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in assets())
-    parts = [f"default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; img-src data:"]
-    parts += ["base-uri 'none'; form-action 'none'", *(["connect-src 'self'"] if live else [])]
-    return "; ".join(parts)
-
-
-def document(title: str, model: Model, mark: str = "", live: bool = False) -> str:
-    """A whole page.  The title is escaped here, everything else is inside the JSON block."""
-    script, style = assets()
-    text = json.dumps(model, separators=(",", ":"), allow_nan=False)  # ASCII, so U+2028 is escaped as well
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    name = line(title).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy(live)}">\n{mark}'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{name}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        "<noscript><p>This page needs JavaScript; report.md beside it has the same content.</p></noscript>\n"
-        f'<script type="application/json" id="data">{text}</script>\n<script>{script}</script>\n</body>\n</html>\n'
-    )
-
-
-def table(found: Table, **options: Any) -> Model:
-    """A table as a block."""
-    columns = [{"name": n, "format": found.formats[n]} if n in found.formats else {"name": n} for n in found.columns]
-    rows = [[line(cell) if isinstance(cell, str) else cell for cell in row] for row in found.rows]
-    return {"type": "table", "columns": columns, "rows": rows, **options}
-
-
-def section(title: str, *blocks: Model | None) -> Model:
-    """A section; None is a block that there is nothing to say in."""
-    return {"title": title, "blocks": [b for b in blocks if b]}
-
-
-def text(words: str) -> Model:
-    return {"type": "text", "text": line(words)}
-
-
-def items(found: Iterable[str]) -> Model:
-    return {"type": "list", "items": [line(item) for item in found]}
+def _code() -> str:
+    """Hash of what makes pages."""
+    sources = (Path(__file__).with_name(f"{name}.py").read_text() for name in ("web", "blocks", "page"))
+    return hashlib.sha256("".join([*sources, *assets()]).encode()).hexdigest()
 
 
 # The campaign
@@ -232,8 +182,8 @@ def trial_block(c: Loaded) -> Model:
 
 
 def _overrides(t: Trial) -> Iterable[tuple[str, str]]:
-    for text in t.record["overrides"]:
-        name, _, value = text.removeprefix("CONFIG_").partition("=")
+    for change in t.record["overrides"]:
+        name, _, value = change.removeprefix("CONFIG_").partition("=")
         yield name, value
 
 
@@ -373,56 +323,6 @@ def curves(arms: Sequence[Arm], keys: Sequence[str]) -> Model | None:
     return curve_block(made, keys)
 
 
-def curve_block(made: Sequence[Model], keys: Iterable[str]) -> Model | None:
-    names = [k for k in keys if any(k in arm["series"] for arm in made)]
-    units = {k: metrics.get(k).unit for k in names}
-    return {"type": "curves", "arms": made, "metrics": names, "units": units, "axes": AXES} if names else None
-
-
-def band(seeds: Sequence[Sequence[Mapping[str, Any]]], key: str, most: int) -> Model | None:
-    """One metric over the rows of some trials, at the steps that all have: x for each axis, y, and lo and hi where
-    there are several; at most `most` points, extremes kept."""
-    found = [{r["step"]: r for r in rows if r["m"].get(key) is not None} for rows in seeds]
-    found = [rows for rows in found if rows]
-    steps = sorted(set.intersection(*map(set, found))) if found else []
-    if not steps:
-        return None
-    values = [[rows[s]["m"][key] for rows in found] for s in steps]
-    keep = thin([min(v) for v in values], [max(v) for v in values], most)
-    axes = {a: [_six(fmean(rows[steps[i]].get(a, 0) for rows in found)) for i in keep] for a in AXES}
-    made = {"n": len(found), "x": {a: xs if a == "step" else _factor(axes["step"], xs) for a, xs in axes.items()}}
-    made |= {"y": [_six(median(values[i])) for i in keep]}
-    if len(found) > 1:
-        made |= {"lo": [_six(min(values[i])) for i in keep], "hi": [_six(max(values[i])) for i in keep]}
-    return made
-
-
-def thin(low: Sequence[float], high: Sequence[float], most: int) -> list[int]:
-    """Indices of at most `most` points: the first, the last, and of each stretch between the lowest and the highest."""
-    size = len(low)
-    if size <= most:
-        return list(range(size))
-    keep, parts = {0, size - 1}, (most - 2) // 2
-    for i in range(parts):
-        stretch = range(i * size // parts, (i + 1) * size // parts)
-        keep |= {min(stretch, key=low.__getitem__), max(stretch, key=high.__getitem__)}
-    return sorted(keep)
-
-
-def _six(value: float) -> float:
-    """Six digits: more than any screen shows, half the bytes."""
-    short = float(f"{value:.6g}")
-    return int(short) if short.is_integer() and abs(short) < 1e15 else short
-
-
-def _factor(steps: Sequence[float], xs: Sequence[float]) -> Any:
-    """An axis as one factor of the step where it is proportional to it, else its values."""
-    if not steps[-1]:
-        return xs
-    factor = xs[-1] / steps[-1]
-    return _six(factor) if all(abs(x - factor * s) <= 1e-5 * abs(x) for x, s in zip(xs, steps, strict=True)) else xs
-
-
 # A trial
 
 
@@ -474,10 +374,10 @@ def telemetry(t: Trial, points: int) -> Model | None:
             xs, ys = [], []
             for at, value in (found[k] for k in keep):
                 if xs and at - xs[-1] > max(gap, _telemetry.GAP * (found[-1][0] - found[0][0]) / len(keep)):
-                    xs.append(_six((xs[-1] + at) / 2))
+                    xs.append(six((xs[-1] + at) / 2))
                     ys.append(None)
-                xs.append(_six(at))
-                ys.append(_six(value))
+                xs.append(six(at))
+                ys.append(six(value))
             if xs:
                 series[name] = {"n": 1, "x": {"s": xs}, "y": ys}
         made.append({"name": f"device {i}", "series": series})

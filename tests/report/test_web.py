@@ -8,7 +8,7 @@ import re
 import pytest
 
 from ablab import report
-from ablab.report import load, page, web
+from ablab.report import blocks, load, page, web
 from ablab.rundir import Campaign
 from tests import browser
 from tests.report import campaign, test_figures
@@ -105,13 +105,13 @@ def texts(tab, where):
 def test_a_thinned_curve_keeps_its_ends_and_its_extremes():
     values = [float((i * 7919) % 1013) for i in range(10_000)]
     values[4321], values[777] = 5000.0, -5000.0
-    keep = web.thin(values, values, 400)
+    keep = blocks.thin(values, values, 400)
     assert len(keep) <= 400 and {0, 9999, 4321, 777} <= set(keep) and keep == sorted(keep)
-    assert web.thin(values[:400], values[:400], 400) == list(range(400))
+    assert blocks.thin(values[:400], values[:400], 400) == list(range(400))
 
 
 def test_data_can_neither_end_its_block_nor_be_anything_but_data():
-    text = web.document(IMG, {"x": IMG + END + "&amp;"})
+    text = blocks.document(IMG, {"x": IMG + END + "&amp;"})
     (block,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
     assert not set("<>&\u2028\u2029") & set(block) and json.loads(block)["x"] == IMG + END + "&amp;"
     assert "<title>&lt;img" in text and " style=" not in re.sub(r"<script>.*?</script>", "", text, flags=re.S)
@@ -140,7 +140,7 @@ def test_a_trial_with_thousands_of_rows_and_metrics_has_a_small_page(made):
     for i, row in enumerate(many):
         row["m"] = {f"attn/{k}/gate": (i * 7919 % 1013) / 7 for k in range(40)} | {"val_loss": (i * 31 % 997) / 3}
     vars(t)["rows"] = lambda *keys: many
-    sizes = [len(web.document("t", web.trial_model(c, t, {}, n))) for n in (400, 20)]
+    sizes = [len(blocks.document("t", web.trial_model(c, t, {}, n))) for n in (400, 20)]
     assert sizes[0] > web.PAGE_BYTES > sizes[1]
 
 
@@ -279,7 +279,7 @@ def test_a_long_table_draws_only_what_is_in_view(tab, tmp_path):
     rows = [[f"t{i}", (i * 7919) % 5000] for i in range(5000)]
     block = {"type": "table", "columns": [{"name": "trial"}, {"name": "value"}], "rows": rows, "filter": True}
     model = {"title": "x", "banners": [], "lead": "", "facts": [], "sections": [{"title": "rows", "blocks": [block]}]}
-    (tmp_path / "long.html").write_text(web.document("x", model))
+    (tmp_path / "long.html").write_text(blocks.document("x", model))
     tab.size(1280, 900)
     tab.open((tmp_path / "long.html").as_uri())
     assert tab.run("document.querySelectorAll('tbody tr').length") < 80
