@@ -590,7 +590,7 @@ def _(v: Vars) -> int:
     key = Path(v["SIGN"]) if "SIGN" in v else None
     if "RECHECK" in v:
         body, wrong = issue.recheck(Path(v["RECHECK"]))
-        text = "\n".join([issue.listing(body), *(f"DOES NOT HOLD {w}" for w in wrong)])
+        text = "\n".join([*(f"DOES NOT HOLD {w}" for w in wrong), issue.listing(body, bool(wrong))])
         show(v, text, {"certificate": body, "wrong": wrong})
         return issue.REFUSED if wrong or body["findings"] else 0
     if v.get("COMMIT_ONLY") == "1":

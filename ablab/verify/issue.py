@@ -244,8 +244,9 @@ def _rechecked(path: Path, folder: Path, weights: bool) -> tuple[dict[str, Any],
     return body, wrong
 
 
-def listing(body: Mapping[str, Any]) -> str:
-    """A certificate as text: claims, then either the seven published fields or every finding."""
+def listing(body: Mapping[str, Any], fallen: bool = False) -> str:
+    """A certificate as text: claims, then either the seven published fields or every finding; `fallen`: it does not
+    hold any more."""
     lines = [f"{body['campaign']}: {body['verdict']}, {body['kind']}, {body['id'][:12]}"]
     for c in body["claims"]:
         if c["effect"] is not None:
@@ -257,4 +258,6 @@ def listing(body: Mapping[str, Any]) -> str:
         lines += [f"REFUSED {f['field']} ({f['rule']}): {f['why']}", f"    {values}", f"    fix: {f['fix']}"]
     if not body["findings"]:
         lines += [f"  {name}: {value}" for name, value in body["published"].items()]
+    said = "does not hold" if fallen else body["verdict"]
+    lines.append(f"RESULT: exit={REFUSED if fallen or body['findings'] else 0} {said} {body['campaign']}")
     return "\n".join(lines)

@@ -79,7 +79,7 @@ def reproduce(cert: Path, trial: str | None, yes: bool, schemes: Collection[str]
         print(f"  git clone {o.remote}; git checkout {o.commit}\n  ablab {shlex.join(words)}", flush=True)
         if differing := list(environment(o.manifest)):
             print(*(f"environment differs: {line}" for line in differing), sep="\n")
-            return DIFFERS
+            return _result(DIFFERS)
         _ask(yes)
         clone = stack.enter_context(_public.cloned(o.remote, schemes, "--no-checkout"))
         _public.git(clone, schemes, "checkout", "--quiet", "--detach", o.commit)
@@ -88,8 +88,13 @@ def reproduce(cert: Path, trial: str | None, yes: bool, schemes: Collection[str]
         again = load.read(clone / "results/again").trials[0] if (clone / "results/again").is_dir() else None
         if code or again is None or not again.is_done:
             print(f"not reproduced: the trial ended with exit {code}")
-            return NOT_REPRODUCED
-        return compare(o, again)
+            return _result(NOT_REPRODUCED)
+        return _result(compare(o, again))
+
+
+def _result(code: int) -> int:
+    print(f"RESULT: exit={code}")
+    return code
 
 
 def _unpacked(path: Path, folder: Path) -> Path:
