@@ -38,7 +38,7 @@ def certify(
     `claim` names arms whose registered contrasts are claimed, all by default; `key` signs.  `schemes` are those that
     the public repository may have.  Raises RunError for a claim that does not exist.
     """
-    c = load.read(campaign)
+    c = load.read(campaign, rehash=True)
     body = judged(c, claim, kind)
     _publish(body, c, schemes)
     return _write(c.dir, body, key)
@@ -82,7 +82,7 @@ def _sound(c: Loaded) -> Loaded:
             assert not t.is_done or (t.summary and t.dir.manifest() and t.dir.built() is not None)
             trials[t.dir.name] = t
         except RunError as error:
-            trials[t.dir.name] = replace(t, state=load.DAMAGED, reason=str(error))
+            trials[t.dir.name] = replace(t, fate=(load.DAMAGED, str(error)))
     arms = {k: replace(a, trials=tuple(trials[t.dir.name] for t in a.trials)) for k, a in c.arms.items()}
     return replace(c, trials=tuple(trials.values()), arms=arms)
 
@@ -183,7 +183,7 @@ def commit_only(campaign: Campaign, key: Path | None = None, schemes: Collection
     body = certificate.read(campaign.certificate)
     if gone := certificate.stale(body, campaign.path):
         raise CertificateError(f"{campaign.certificate}: stale: {gone[0]} has changed since; make verify judges anew")
-    _publish(body, load.read(campaign), schemes)
+    _publish(body, load.read(campaign, rehash=True), schemes)
     return _write(campaign, body, key)
 
 
@@ -192,7 +192,7 @@ def bundle(campaign: Campaign, out: Path) -> Path:
 
     Raises CertificateError when no certificate holds.
     """
-    c = load.read(campaign)
+    c = load.read(campaign, rehash=True)
     if certificate.valid(c) is None:
         raise CertificateError(
             f"{campaign.certificate}: no certificate holds; make verify CAMPAIGN={campaign.name} first"
@@ -233,7 +233,7 @@ def _rechecked(path: Path, folder: Path, weights: bool) -> tuple[dict[str, Any],
         return body, wrong
     for part in rundir.PARTS:  # a bundle has no empty folders
         (folder / part).mkdir(exist_ok=True)
-    c = load.read(folder)
+    c = load.read(folder, rehash=True)
     again = judged(c, [claim["contrast"] for claim in body["claims"]], body["kind"], weights)
     wrong += [f"{f['field']}: {f['why']}" for f in again["findings"]]
     for part in ("claims", "inputs", "published"):

@@ -40,7 +40,7 @@ class Original:
             raise CertificateError(f"{text}; give the whole bundle: CERT=CAMPAIGN.tar, or CERT= in its campaign")
         for part in rundir.PARTS:  # a bundle has no empty folders
             (folder / part).mkdir(exist_ok=True)
-        self.body, self.c = body, load.read(folder)
+        self.body, self.c = body, load.read(folder, rehash=True)
         self.trial = next(t for t in self.c.trials if t.id == self.id)
         self.manifest = self.trial.dir.manifest() or {}
         self.commit, self.remote = self.manifest["code"]["commit"], self.manifest["code"].get("remote") or ""
