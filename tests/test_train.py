@@ -113,6 +113,13 @@ def test_the_same_trial_twice_is_the_same(tmp_path):
     assert weights(done(tmp_path, dropout + "CONFIG_TRAIN_SEED=2\n", name="c")) != weights(a)
 
 
+def test_native_kernels_change_no_bit_of_a_trial(tmp_path):
+    pruned = "CONFIG_PRUNE_MAGNITUDE=y\nCONFIG_PRUNE_WARMUP=4\nCONFIG_PRUNE_INTERVAL=3\n"
+    found = [done(tmp_path, f"{pruned}CONFIG_SYS_NATIVE_{word}=y\n", name=word.lower()) for word in ("AUTO", "OFF")]
+    assert found[1].manifest()["resolved"]["step_kernel"] == "torch"
+    assert weights(found[0]) == weights(found[1])
+
+
 def test_warm_up_leaves_no_trace(tmp_path):
     dropout = 'CONFIG_MODEL_GPT_DROPOUT="0.2"\nCONFIG_SYS_WARMUP_STEPS='
     cold, warm = (done(tmp_path, f"{dropout}{n}\n", name=f"w{n}") for n in (0, 3))

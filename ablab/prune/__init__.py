@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ablab.plugin import Plugin
 from ablab.prune._mask import WORDS
 from ablab.prune._schedule import Curve, Ramp
+from ablab.tensor import native
 
 
 class RampBy(Enum):
@@ -72,6 +73,8 @@ class Pruner:
 
     def zeros(self) -> dict[str, int]:
         """Zeros in each prunable weight, counted.  Waits for the device."""
+        if self.weights and (lib := native.on(next(iter(self.weights.values())))):
+            return {name: lib.zeros(p) for name, p in self.weights.items()}
         # ints, without the sign: ten times as fast to count as floats
         words = [p.detach().abs().view(WORDS[p.dtype]) for p in self.weights.values()]
         counts = torch.stack([w.numel() - torch.count_nonzero(w) for w in words])

@@ -58,7 +58,7 @@ def cut(chunks: Callable[[], Iterable[Tensor]], k: int) -> Cut:
 
 def _count(chunks: Callable[[], Iterable[Tensor]], inside: int | None = None) -> Tensor:
     """Keys in each bin of the upper half; of those `inside` one, in each of the lower half."""
-    bins, low = torch.zeros(torch.get_num_threads(), BINS, dtype=torch.int32), []
+    bins, low = torch.zeros(native.WAYS * torch.get_num_threads(), BINS, dtype=torch.int32), []
     upper = torch.zeros((), dtype=torch.int64)
     for c in chunks():
         if lib := native.on(c):

@@ -17,10 +17,19 @@ namespace {
 constexpr i64 BLOCK = 1024;        // elements whose mask is unpacked at once: 4 KiB, in the first cache
 constexpr i64 SMALL = 1 << 15;     // elements below which one thread is faster than two
 constexpr i32 LOW = INT32_MIN;     // sign bit, and the key of what has no rank
-constexpr i64 HALF = 1 << 15, BINS = 1 << 16;
+constexpr i64 HALF = 1 << 15, BINS = 1 << 16, WAYS = 4;
 
 using Eight = float __attribute__((vector_size(32)));
 using Kept = int8_t;  // of one element: -1 stays, 0 goes
+
+// the bytes of eight elements for each byte of bits, element j bit j
+constexpr struct Bytes {
+  Kept of[256][8] = {};
+  constexpr Bytes() {
+    for (i32 b = 0; b < 256; ++b)
+      for (i32 j = 0; j < 8; ++j) of[b][j] = b >> j & 1 ? -1 : 0;
+  }
+} BYTES;
 
 // Which elements stay.  Element 0 of the buffer at hand is element `first` of the mask; outside of it all stay.
 struct Mask {
@@ -38,10 +47,7 @@ struct Mask {
       for (i64 i = begin; i < end; ++i) spare[i] = held[from + i];
     else if (held)
       for (i64 i = begin; i < end; i += 8) {
-        // element j of 8 is bit j: it alone is left in byte j, then a bit that is set fills its byte
-        uint64_t x = held[(from + i) / 8] * 0x0101010101010101u & 0x8040201008040201u;
-        x = ((x + 0x7F7F7F7F7F7F7F7Fu) >> 7 & 0x0101010101010101u) * 255;
-        std::memcpy(spare + i, &x, 8);  // may pass the end: bits there are set, and `spare` is longer
+        std::memcpy(spare + i, BYTES.of[held[(from + i) / 8]], 8);  // may pass the end: bits there are set, and `spare` is longer
       }
     return spare;
   }
@@ -207,16 +213,21 @@ void ablab_keys(i64 n, const float* score, const uint8_t* held, i64 first, i64 s
 }
 
 // Counts keys by their upper halves, or, with `bin` in -2^15 .. 2^15 - 1, those with that upper half by their lower
-// ones; each thread in a row of its own.
+// ones; each thread in WAYS rows of its own, in turn: many keys are equal, and one counter would wait for itself.
 void ablab_count(i64 n, const i32* keys, i64 bin, i32* bins, i32 threads) {
   const i64 share = (n + threads - 1) / threads;
   blocks(n, share, threads, [&](i64 at, i64 k) {
-    i32* mine = bins + at / share * BINS;
+    i32* mine = bins + at / share * BINS * WAYS;
     if (bin < -HALF) {
-      for (i64 i = at; i < at + k; ++i) ++mine[(keys[i] >> 16) + HALF];
+      for (i64 i = at; i < at + k; ++i) ++mine[(keys[i] >> 16) + HALF + i % WAYS * BINS];
     } else {
-      for (i64 i = at; i < at + k; ++i)
-        if (keys[i] >> 16 == bin) ++mine[keys[i] & 0xFFFF];
+      for (i64 from = at; from < at + k; from += 16) {  // most sixteens hold none
+        const i64 end = std::min(from + 16, at + k);
+        bool any = false;
+        for (i64 i = from; i < end; ++i) any |= keys[i] >> 16 == bin;
+        for (i64 i = from; any && i < end; ++i)
+          if (keys[i] >> 16 == bin) ++mine[(keys[i] & 0xFFFF) + i % WAYS * BINS];
+      }
     }
   });
 }
@@ -250,6 +261,20 @@ i64 ablab_put(i64 n, const i32* keys, i32 key, i64 ties, uint8_t* held, i64 firs
     }
   }
   return equal;
+}
+
+// elements that a mask drops
+i64 ablab_gone(const uint8_t* held, i64 first, i64 size, i32 bits, i32 threads) {
+  const Mask mask{held, first, size, bits};
+  i64 total = 0;
+  blocks(size, BLOCK, threads, [&](i64 at, i64 k) {
+    Kept spare[BLOCK + 8];
+    const Kept* keep = mask.of(at, k, spare);
+    i64 mine = 0;
+    for (i64 i = 0; i < k; ++i) mine += keep[i] == 0;
+    __atomic_fetch_add(&total, mine, __ATOMIC_RELAXED);
+  });
+  return total;
 }
 
 // zeros of either sign among n fp32 numbers

@@ -23,8 +23,8 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 EXACT = "-ffp-contract=off"  # what native.cpp fuses it says; see there
-WIDE = ("-mprefer-vector-width=512",)  # gcc stays at 256 bits otherwise
 LIMIT_S = 120  # of the compiler: it takes about 1 s
+WAYS = 4  # rows of bins for each thread
 ROW = 4096  # gradients in a row of `norms`
 
 
@@ -97,7 +97,7 @@ def ready(compilers: Sequence[str] = COMPILERS, where: Path | None = None, sourc
 def _library(compiler: str, where: Path, source: Path) -> Path:
     """The library made by a compiler from a source for this CPU."""
     real, text = Path(compiler).resolve(), source.read_bytes()
-    flags = (*FLAGS, EXACT, *(WIDE if platform.machine() in ("x86_64", "AMD64") else ()))
+    flags = (*FLAGS, EXACT)
     made_from = [text, str(real), real.stat().st_size, real.stat().st_mtime_ns, flags, platform.machine(), _cpu()]
     key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
     where.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -148,6 +148,7 @@ FUNCTIONS = {  # (arguments, result)
     "count": ((N, P, N, P, I), None),
     "put": ((N, P, I, N, P, N, I), N),
     "zeros": ((N, P, I), N),
+    "gone": ((*KEEP, I), N),
 }
 
 
@@ -201,9 +202,9 @@ class Native:
         return out
 
     def count(self, keys: Tensor, bins: Tensor, inside: int | None = None) -> None:
-        """Add upper halves of keys to `bins`, a row of 2^16 int32 for each thread, or lower ones inside an upper."""
+        """Add upper halves of keys to `bins`, WAYS rows of 2^16 int32 a thread, or lower ones inside an upper."""
         bin = -(1 << 16) if inside is None else inside
-        self.call["count"](keys.numel(), keys.data_ptr(), bin, bins.data_ptr(), len(bins))
+        self.call["count"](keys.numel(), keys.data_ptr(), bin, bins.data_ptr(), len(bins) // WAYS)
 
     def put(self, keys: Tensor, key: int, ties: int, at: int, keep: Keep) -> int:
         """Set a mask from keys: those above `key` stay, and equal ones but for the first `ties`; how many are equal."""
@@ -213,6 +214,10 @@ class Native:
     def zeros(self, flat: Tensor) -> int:
         """Zeros of either sign."""
         return self.call["zeros"](flat.numel(), flat.data_ptr(), torch.get_num_threads())
+
+    def gone(self, keep: Keep) -> int:
+        """Elements that a mask drops."""
+        return self.call["gone"](*_keep(keep, keep.start), torch.get_num_threads())
 
     def odd(self) -> list[str]:
         """Functions whose bits are not those of torch here."""

@@ -12,7 +12,9 @@ import torch
 
 from ablab.prune._mask import Mask
 from ablab.prune._threshold import cut, kept, keys
+from ablab.rig import Rig
 from ablab.tensor import native
+from tests import trial as tiny_trial
 from tests.prune import rig
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="no C++ compiler")
@@ -95,6 +97,7 @@ def test_masks_norms_keys_and_steps_see_the_same_elements(lib, bits, start, stop
     got = g.clone()
     lib.mask(got[mask.span], start, mask.keep)
     assert same(got, wanted)
+    assert lib.gone(mask.keep) == int((mask.at(mask.span) == 0).sum()) and lib.zeros(got) == int((got == 0).sum())
     rows = torch.linalg.vector_norm(wanted.view(-1, native.ROW), dim=1)
     assert same(lib.norms(g, mask.keep), rows)
     part = slice(64, n - 64)  # a group of parameters that ends elsewhere
@@ -205,7 +208,7 @@ def test_threads_do_not_change_bits(lib):
         w, g, m, v, _ = draws(1 << 17, 4)
         lib.adam((w, g, m, v), 0, None, (None, None, torch.ones(())), {"lr": 1e-3, "weight_decay": 0.0},
                  {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}, False)  # fmt: skip
-        bins = torch.zeros(threads, 1 << 16, dtype=torch.int32)
+        bins = torch.zeros(native.WAYS * threads, 1 << 16, dtype=torch.int32)
         lib.count(lib.keys(w, 0, None), bins)
         found.append((w, m, v, lib.norms(g, None), bins.sum(0).float()))
     torch.set_num_threads(before)
@@ -302,6 +305,9 @@ def test_a_compiler_that_fails_means_torch_said_aloud_or_a_refusal(monkeypatch, 
     assert "no native kernels: " in capsys.readouterr().out
     with pytest.raises(native.NativeError, match=f"{text}.*CONFIG_SYS_NATIVE_OFF=y"):
         native.settle(True, needed=True)
+    asked = tiny_trial.settled(tmp_path, "CONFIG_SYS_NATIVE_ON=y")
+    with pytest.raises(native.NativeError, match=text):  # in a stage of the dry run whose refusal is exit 2
+        Rig(asked.values, asked.where, 256, tmp_path).bind()
     native.settle(False)
     assert native.InForce.name == "torch" and not capsys.readouterr().out
 
