@@ -141,11 +141,17 @@ def pruning(threads: int, rounds: int) -> list[Figure]:
     pruner.mask.held.fill_(-1)
     pruner.held = 0
 
+    # both start from dense weights each time: what is zero already is ranked otherwise
+    dense, first = pruner.flat.clone(), [m.weight.detach().clone() for m in plain]
+
     def update() -> None:
+        pruner.flat.copy_(dense)
         pruner.mask.held.fill_(-1)
         pruner.update(int(0.75 * TOTAL), 0.75)
 
     def peer() -> None:
+        for m, w in zip(plain, first, strict=True):
+            m.weight.data.copy_(w)
         prune.global_unstructured([(m, "weight") for m in plain], prune.L1Unstructured, amount=0.5)
         for m in plain:
             prune.remove(m, "weight")
