@@ -51,6 +51,8 @@ class Live:
         self._free = free or (lambda: shutil.disk_usage(campaign.path).free)
         self._journal, self._watch = Journal.of(campaign), Watch(GRACE_S)
         self._values: dict[str, tuple[Any, dict[int, float]]] = {}
+        self._partners: dict[str, str | None] = {}
+        self._summaries: dict[str, tuple[int, dict[str, Any] | None]] = {}
         registered = campaign.content["registration"]["metric"]
         self.key = registered["key"]
 
@@ -72,11 +74,11 @@ class Live:
             "eta": text,
             "basis": left["basis"],
             "alerts": list(self._alerts(trials, entries)),
-            "rows": [self._row(t, states[t.name]) for t in chosen],
+            "rows": [self._row(t, states[t.name], entries.entry(t.name).lease) for t in chosen],
             "at": datetime.fromtimestamp(self._now(), UTC).strftime("%H:%M:%S UTC"),
         }
 
-    def _row(self, t: TrialDir, state: TrialState) -> list[Any]:
+    def _row(self, t: TrialDir, state: TrialState, lease: int) -> list[Any]:
         """A trial in the order of COLUMNS."""
         row: dict[str, Any] = {"trial": t.record["id"], "state": str(state)}
         said = t.record.get("forecast") or {}
@@ -100,10 +102,16 @@ class Live:
             row["device"] = line(" ".join(status["devices"])) or "cpu"
             row["time left"] = None if facts["eta_s"] is None else _display.duration(facts["eta_s"])
             row["state"] = str(state) if status["phase"] == "train" else line(status["phase"])
-        elif state is TrialState.DONE and (summary := t.summary()):
+        elif state is TrialState.DONE and (summary := self._summary(t, lease)):
             row |= {"share": 1.0, "step": summary["used"]["steps"], "tok/s": summary["perf"]["tok_per_s"]}
             row |= {"MFU": summary["perf"]["mfu"], "GiB": summary["perf"]["peak_mem_bytes"] / 2**30}
         return [row.get(name) for name in COLUMNS]
+
+    def _summary(self, t: TrialDir, lease: int) -> dict[str, Any] | None:
+        """Content of summary.json, read once for each lease."""
+        if self._summaries.get(t.name, (None,))[0] != lease:
+            self._summaries[t.name] = lease, t.summary()
+        return self._summaries[t.name][1]
 
     def _points(self, t: TrialDir) -> dict[int, float]:
         """Step -> metric of the campaign, read again when a file has grown."""
@@ -114,18 +122,15 @@ class Live:
         return self._values[t.name][1]
 
     def _parent(self, t: TrialDir) -> Mapping[int, float]:
-        """The points of the trial with the same seed in the arm that this one is compared with."""
-        folder = self._partners().get((plan.arm_text(t.record["step"], t.record["axes"]), t.record["seed"]))
-        return self._points(self.campaign.trial(folder)) if folder else {}
-
-    def _partners(self) -> dict[tuple[str, int], str]:
-        """(arm, seed) -> folder of the trial that it is held against: of its contrast, else of the first arm."""
+        """The points of the trial with the same seed in the arm that this one is held against: that of its contrast,
+        else the first."""
         records = self.campaign.records()
-        known = {(plan.arm_text(r["step"], r["axes"]), r["seed"]): name for name, r in records.items()}
-        against = {left: right for left, right in reversed(self.campaign.content["contrasts"])}
-        first = next(iter(known))[0]
-        pairs = {(arm, seed): (against.get(arm, first), seed) for arm, seed in known}
-        return {mine: known[other] for mine, other in pairs.items() if other in known and other != mine}
+        if len(self._partners) != len(records):
+            known = {(plan.arm_text(r["step"], r["axes"]), r["seed"]): name for name, r in records.items()}
+            against, first = dict(reversed(self.campaign.content["contrasts"])), next(iter(known))[0]
+            self._partners = {name: known.get((against.get(arm, first), seed)) for (arm, seed), name in known.items()}
+        folder = self._partners.get(t.name)
+        return self._points(self.campaign.trial(folder)) if folder and folder != t.name else {}
 
     def _alerts(self, trials: list[TrialDir], entries: Replay) -> Iterator[dict[str, str]]:
         """{kind, trial, text} of all that a person should look at."""

@@ -181,13 +181,14 @@ function forestBlock(b) {
     if (r.effect != null) plot.append(s("svg", { x: percent(r.effect), y: 0, overflow: "visible", width: 1, height: 34 }, mark(kind, 0, 17, color)));
     const spread = r.interval ? `${fmt(r.interval[0], "+.3g")} .. ${fmt(r.interval[1], "+.3g")} (${fmt(r.interval[2], ".1%")})` : "";
     const p = r.p == null ? "" : `p ${fmt(r.p, ".3g")}` + (r.family == null ? "" : `, family ${fmt(r.family, ".3g")}`);
-    return h("div", { class: "row", title: "trials: " + r.trials.join(" ") }, h("div", {}, h("b", {}, r.label), " ", h("span", { class: "dim" }, r.title)), h("div", {}, plot),
+    return h("div", { class: "row" }, h("div", {}, h("b", {}, r.label), " ", h("span", { class: "dim" }, r.title)), h("div", {}, plot),
       h("div", {}, `${fmt(r.effect, "+.4g")}` + (r.percent == null ? "" : ` (${fmt(r.percent, "+.2f")}%)`), h("br"), h("span", { class: "dim" }, spread)),
-      h("div", {}, `n=${r.n}`, h("br"), h("span", { class: "dim" }, p)),
+      h("div", {}, h("details", {}, h("summary", { title: "trials" }, `n=${r.n}`), h("span", { class: "dim" }, r.trials.join(" "))),
+        h("span", { class: "dim" }, p)),
       h("div", {}, h("span", { class: "badge " + kind }, MARKS[kind] + " " + r.word), r.note ? h("div", { class: "dim" }, r.note) : null));
   });
   const note = `Scale: ${fmt(-far, ".2g")} .. ${fmt(far, "+.2g")}; line: no difference` + (b.margin ? `; band: margin ${b.margin}` : "") +
-    (b.better ? `; ${b.better} ${b.unit.split(" ")[2]} is better` : "") + ". Point at a row for its trials.";
+    (b.better ? `; ${b.better} ${b.unit.split(" ")[2]} is better` : "") + ". n opens the trials of a row.";
   return h("div", {}, h("div", { class: "forest" }, head, rows), h("p", { class: "note" }, note));
 }
 

@@ -242,6 +242,13 @@ def test_a_curve_tells_its_values_under_the_pointer_and_changes_its_axis(tab, ma
 
 
 @browser.needed
+def test_a_verdict_opens_the_trials_that_it_rests_on(tab, made):
+    tab.open(address(made))
+    tab.run("document.querySelector('.forest summary').click()")
+    assert "r1-s1 r1-s2 r1-s3 r0-s1 r0-s2 r0-s3 r0-s4" in tab.run("document.querySelector('.forest .row').innerText")
+
+
+@browser.needed
 def test_the_configuration_shows_what_differs(tab, made):
     tab.open(address(made))
     assert texts(tab, "#configuration tbody td") == ["OPT_LR", '"6e-4"', '"1e-3"']
