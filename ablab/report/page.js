@@ -210,7 +210,8 @@ function curvesBlock(b) {
   const axis = h("select", { "aria-label": "x axis", on: { change: draw } }, Object.entries(b.axes).map(([n, t]) => h("option", { value: n }, t)));
   const smooth = h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: 0, "aria-label": "smoothing", on: { input: draw } });
   const log = h("input", { type: "checkbox", on: { change: draw } });
-  const late = h("input", { type: "checkbox", checked: true, on: { change: draw } });
+  const parts = { 0: "all of it", 0.1: "the last 90 %", 0.5: "the last half" }, first = b.arms.length > 4 ? "0.5" : "0.1";
+  const late = h("select", { "aria-label": "y range", on: { change: draw } }, Object.entries(parts).map(([v, t]) => h("option", { value: v, selected: v === first }, t)));
   const bands = h("input", { type: "checkbox", checked: true, on: { change: draw } });
   const several = b.arms.some(a => Object.values(a.series).some(x => x.lo));
   const chart = h("div", { class: "chart" }), tip = h("div", { class: "tip", hidden: true });
@@ -235,7 +236,7 @@ function curvesBlock(b) {
       });
       return { ...o, xs, soft };
     });
-    const right = Math.max(...lines.map(o => o.xs[o.xs.length - 1])), start = late.checked ? right * 0.1 : -Infinity;
+    const right = Math.max(...lines.map(o => o.xs[o.xs.length - 1])), start = right * late.value;
     let low = Infinity, high = -Infinity;
     for (const o of lines) o.xs.forEach((x, k) => {
       if (x < start) return;
@@ -298,7 +299,7 @@ function curvesBlock(b) {
   new ResizeObserver(() => { if (chart.clientWidth && chart.clientWidth !== width) draw(); }).observe(chart);
   const unit = several ? "Median, band from lowest to highest seed. " : "";
   return h("div", {}, h("div", { class: "tools" }, metric, axis, h("label", {}, "smooth", smooth), h("label", {}, log, "log y"),
-    h("label", {}, late, "fit y to what follows the first 10 %"), several ? h("label", {}, bands, "seed bands") : null), chart, b.arms.length > 1 ? h("div", { class: "legend" }, keys) : null,
+    h("label", {}, "y fits", late), several ? h("label", {}, bands, "seed bands") : null), chart, b.arms.length > 1 ? h("div", { class: "legend" }, keys) : null,
     b.arms.length > 6 ? h("div", { class: "tools" }, h("button", { type: "button", on: { click: () => toggle(true) } }, "all"), h("button", { type: "button", on: { click: () => toggle(false) } }, "none")) : null,
     h("p", { class: "note" }, unit + "Smoothing is an exponential mean, drawn beside the raw curve; no number elsewhere depends on it."));
 }

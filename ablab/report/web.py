@@ -28,6 +28,7 @@ from ablab.report.blocks import (
 )
 from ablab.report.load import Arm, Loaded, Trial
 from ablab.report.plots import _telemetry
+from ablab.report.plots.budget_lenses import WORDS
 from ablab.report.stats import Verdict
 from ablab.report.table import line, merge, shown
 
@@ -273,9 +274,9 @@ def lenses(c: Loaded) -> Iterable[Model]:
     """The arms at the largest value of each budget that all of them reached."""
     rows, flips = [], []
     for found in lens.lenses(c):
-        flips += [f"equal {found.name}: {left} and {right} change places" for left, right in found.flips]
+        flips += [f"equal {WORDS[found.name]}: {left} and {right} change places" for left, right in found.flips]
         for arm, p in found.arms.items():
-            place = f"{found.name} {found.at:.4g} {found.unit}"
+            place = f"{WORDS[found.name]} {found.at:.4g} {found.unit}"
             rows.append(
                 (place, arm or "base", p.n, p.value, p.rank, p.registered, "mid-schedule" if p.mid_schedule else "")
             )
