@@ -81,9 +81,17 @@ def items(found: Iterable[str]) -> Model:
     return {"type": "list", "items": [line(item) for item in found]}
 
 
+def unit(name: str) -> str:
+    """Of a metric; a campaign of another version may have names that this one does not know."""
+    try:
+        return metrics.get(name).unit
+    except metrics.MetricError:
+        return "not registered"
+
+
 def curve_block(made: Sequence[Model], keys: Iterable[str]) -> Model | None:
     names = [k for k in keys if any(k in arm["series"] for arm in made)]
-    units = {k: metrics.get(k).unit for k in names}
+    units = {k: unit(k) for k in names}
     return {"type": "curves", "arms": made, "metrics": names, "units": units, "axes": AXES} if names else None
 
 

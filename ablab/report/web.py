@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ablab import kconf, metrics, plan, rundir
+from ablab import kconf, plan, rundir
 from ablab.report import compare, lens, page
 from ablab.report.blocks import (
     POINTS,
@@ -25,6 +25,7 @@ from ablab.report.blocks import (
     table,
     text,
     thin,
+    unit,
 )
 from ablab.report.load import Arm, Loaded, Trial
 from ablab.report.plots import _telemetry
@@ -335,7 +336,7 @@ def trial_model(c: Loaded, t: Trial, base: Mapping[str, str], points: int = POIN
     drawn = [n for n in names if counts[n] > 1][: 6 + points // 50]
     series = {n: band([rows], n, points) for n in drawn}
     last = {n: r["m"][n] for r in rows for n in r["m"] if r["m"][n] is not None}
-    values = [(n, v, metrics.get(n).unit) for n, v in sorted(last.items())]
+    values = [(n, v, unit(n)) for n, v in sorted(last.items())]
     attempts = [_attempt(t, a) for a in t.dir.attempts()]
     wrong = page.reason(c, t) if t.value(c.key, c.mode) is None else ""
     return {

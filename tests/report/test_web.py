@@ -138,7 +138,11 @@ def test_a_trial_with_thousands_of_rows_and_metrics_has_a_small_page(made):
         {"step": i, "tokens": i * 7, "train_s": i**1.1, "wall_s": i**1.2, "flops": i * 9, "m": {}} for i in range(3000)
     ]
     for i, row in enumerate(many):
-        row["m"] = {f"attn/{k}/gate": (i * 7919 % 1013) / 7 for k in range(40)} | {"val_loss": (i * 31 % 997) / 3}
+        row["m"] = (
+            {"of_another_version": i}
+            | {f"attn/{k}/gate": (i * 7919 % 1013) / 7 for k in range(40)}
+            | {"val_loss": (i * 31 % 997) / 3}
+        )
     vars(t)["rows"] = lambda *keys: many
     sizes = [len(blocks.document("t", web.trial_model(c, t, {}, n))) for n in (400, 20)]
     assert sizes[0] > web.PAGE_BYTES > sizes[1]
