@@ -260,7 +260,9 @@ def options(v: Vars, trials: int = 0) -> Any:
 
     def finish(found: Any) -> None:
         path = report.build(found)
-        print(f"\n{report.summary_table(found)}\n\nreport: {shown(path)}")
+        print(
+            f"\n{report.summary_table(found)}\n\nreport: {shown(path.with_name('report.html'))}\n        {shown(path)}"
+        )
         for picture in sorted(path.parent.glob("*.png")):
             print(f"        {shown(picture)}")
 
@@ -459,12 +461,13 @@ def _(v: Vars) -> int:
 
 @verb("report", "CAMPAIGN", takes="O")
 def _(v: Vars) -> int:
-    """Write report.md, table.csv and the figures of a campaign, from its files alone."""
+    """Write report.html, report.md, table.csv and the figures of a campaign, from its files alone."""
     from ablab import report
 
     found = campaign(v)
     path = report.build(found)
-    return show(v, f"{report.summary_table(found)}\n\nreport: {shown(path)}")
+    pages = f"report: {shown(path.with_name('report.html'))}\n        {shown(path)}"
+    return show(v, f"{report.summary_table(found)}\n\n{pages}")
 
 
 @verb("plots", "CAMPAIGN", takes="SET O")
@@ -622,15 +625,17 @@ def _(v: Vars) -> int:
     return reproduce.reproduce(Path(need(v, "CERT")), v.get("TRIAL"), v.get("YES") == "1")
 
 
-@verb("gpu", "A+", takes="FULL O", forms=TABLE)
+@verb("gpu", "SEL+", takes=f"FULL {SOURCE}", forms=TABLE)
 def _(v: Vars) -> int:
     """Busy time, memory activity and memory of the devices of trials, and CPU and RAM: mean, median, p5, p95, max of
     all samples, hints and what limits them; FULL=1 adds power, energy, temperature, clocks, throttling, foreign
     processes.  Exit 1 if no trial has telemetry."""
-    from ablab.report import gpu, query
+    from ablab.report import gpu, source
 
-    trials, full = query.resolve(results(v), need(v, "A").split()), v.get("FULL") == "1"
-    left = [(t, gpu.recorded(t)) for t in trials]
+    found, full = trials(v, "SEL"), v.get("FULL") == "1"
+    if v.get("SOURCE", "local") != "local":
+        return table(v, source.gpu(found, full))
+    left = [(t, gpu.recorded(t)) for t in found]
     found = gpu.table(left, full)
     said = [gpu.remarks(t, samples, full) for t, samples in left if samples]
     if v.get("FORMAT", "table") == "csv":
