@@ -42,7 +42,7 @@ def test_a_command_that_fails_is_seen(copy):
 def test_pages_are_short_and_their_links_exist(page):
     text = page.read_text()
     assert text.isascii()
-    if page.name != "metrics.md":
+    if page.name not in ("metrics.md", "log.md"):  # a table of all names, and what only grows
         assert len(text.splitlines()) <= 120
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / target).exists(), target
