@@ -30,12 +30,13 @@ class CertificateError(ValueError):
 
 def inputs(c: Loaded) -> list[dict[str, str]]:
     """Path and SHA-256 of every file that a judgement of the campaign rests on: plan, amendments, journal, and of each
-    trial DONE, the lease, and all that DONE names.  Raises FileNotFoundError when one is gone."""
+    trial DONE, the lease, all that DONE names, and telemetry.  Raises FileNotFoundError when one is gone."""
     paths = [c.dir.file("campaign"), *sorted(c.dir.path.glob("amend-[0-9]*.json")), c.dir.journal]
     for t in c.trials:
         done = t.dir.read("done")
         names = [*done["files"], *(t.dir.file(kind).name for kind in ("done", "lease"))] if done else ()
         paths += [t.dir.path / name for name in names]
+        paths += [a.telemetry for a in t.dir.attempts() if done and a.telemetry.exists()]
     return [{"path": p.relative_to(c.dir.path).as_posix(), "sha256": rundir.stamp(p)["sha256"]} for p in paths]
 
 

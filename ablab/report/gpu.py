@@ -7,6 +7,7 @@ stands for one period.  Nothing is filled in: what no sample covers has no value
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
@@ -176,6 +177,20 @@ def recorded(trial: Trial) -> Recorded:
 def windows(found: Recorded) -> list[dict[str, Any]]:
     """`window` over all attempts of a trial."""
     return [row for samples, rows in found for row in window(samples, rows)]
+
+
+def sampled(trial: Trial, found: Recorded) -> float:
+    """Share of the time between the first and the last row of each attempt in which every device of the trial was
+    sampled; `gpu/coverage` begins with the first sample, so that it cannot tell of a sampler that came late."""
+    devices = [d["uuid"] for d in (trial.dir.manifest() or {})["devices"]]
+    by_attempt = {rows[0]["attempt"]: spans(samples) for samples, rows in found if rows}
+    whole = covered = 0.0
+    for number, rows in groupby(trial.rows(), key=lambda r: r["attempt"]):
+        times = [r["t"] for r in rows]
+        each = by_attempt.get(number, {})
+        whole += times[-1] - times[0]
+        covered += min(sum(s for s, _ in _inside(each.get(d, ()), times[0], times[-1])) for d in devices)
+    return covered / whole if whole else 0.0
 
 
 # what the verb prints

@@ -8,7 +8,7 @@ from typing import Any
 
 from ablab import kconf, plan, rundir
 from ablab.plan import smallest_p
-from ablab.report import page, stats
+from ablab.report import gpu, page, stats
 from ablab.report.lens import lenses
 from ablab.report.load import Arm, Loaded, Trial
 from ablab.report.stats import Verdict
@@ -16,6 +16,7 @@ from ablab.verify._fields import EFFECTS, EQUAL_BUDGET, FIELDS, GROUPS, AbsentEr
 
 LEAST_SEEDS = 3
 HOT = 5.0  # percent of the samples in which a device was throttled; above it no speed is claimed
+SAMPLED = 0.9  # share of the time; below it a throttled or shared device may have been missed
 SPEED = ("train/tok_per_sec", "train/samples_per_sec", "train/step_s", "train/mfu", "total_training_time")
 Values = dict[str, Any]
 ABSENT = "absent"
@@ -244,23 +245,35 @@ class Judge:
         self.passes("pruning", "contract", contract, "see contracts.jsonl of the trial")
 
     def _hardware(self) -> None:
-        def hot(f: Facts) -> Any:
-            if not f.gpu:
-                return "no GPU"
-            found = [v for _, v in f.t.points("gpu/throttle_pct")]
-            return round(max(found), 3) if found else ABSENT
+        left = {t.id: gpu.recorded(t) for t in self.trials if self.facts[t.id].gpu}
+        m = {i: [row["m"] for row in gpu.windows(found)] for i, found in left.items()}
 
-        values, why = self.each(hot), ""
-        hottest = [
-            (i, v) for by in values.values() for i, v in by.items() if v == ABSENT or (v != "no GPU" and v >= HOT)
-        ]
-        if self.kind == "speed" and hottest:
-            why = "; ".join(f"{i}: {v}" for i, v in hottest) + f": a speed is claimed below {HOT:g} % only"
+        def measured(found: Callable[[str], float | None]) -> Values:
+            values = self.each(lambda f: found(f.t.id) if f.gpu else "no GPU")
+            return {a: {i: ABSENT if v is None else v for i, v in by.items()} for a, by in values.items()}
+
+        def hottest(i: str) -> float | None:
+            found = [row["gpu/throttle_pct"] for row in m[i] if "gpu/throttle_pct" in row]
+            return round(max(found), 3) if found else None
+
+        def refusals(values: Values, bad: Callable[[float], bool]) -> str:
+            numbers = {i: v for by in values.values() for i, v in by.items() if v != "no GPU"}
+            return "; ".join(f"{i}: {v}" for i, v in numbers.items() if v == ABSENT or bad(v))
+
+        values = measured(hottest)
+        why = refusals(values, lambda v: v >= HOT) if self.kind == "speed" else ""
+        why += f": a speed is claimed below {HOT:g} % only" if why else ""
         self.entry("hardware", "throttling", "R", values, why, "measure on a cool device, with telemetry on")
+        values = measured(lambda i: round(gpu.sampled(self.facts[i].t, left[i]), 3))
+        why = "" if self.kind == "quality" else refusals(values, lambda v: v < SAMPLED)
+        why += f": {self.kind} is claimed where {SAMPLED:g} of the time or more was sampled" if why else ""
+        self.entry(
+            "hardware", "coverage", "C", values, why, "run again with telemetry on, TELEM_PERIOD_MS below a row's"
+        )
 
         def shared(f: Facts) -> str:
             beside = f.get("manifest.neighbours")
-            foreign = any(v for _, v in f.t.points("gpu/shared"))
+            foreign = f.gpu and any(row.get("gpu/shared") for row in m[f.t.id])
             if self.kind == "quality" or not (beside or foreign):
                 return "ok"
             return "another process used the device" if foreign else f"beside {' '.join(beside)}"

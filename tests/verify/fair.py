@@ -4,7 +4,7 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,15 @@ def as_gpu(trial: TrialDir) -> None:
     resolved = {"tf32": True, "cudnn_benchmark": False, "allocator": "native expandable_segments:True"}
     more = {"software": {"cuda": "12.8", "driver": "570.1"}, "resolved": resolved, "devices": [GPU]}
     _update(trial.file("manifest"), lambda body: _merge(body, more))
-    rows(trial, lambda row: row["m"].update({"gpu/throttle_pct": 0.5}))
+    telemetry(trial)
+
+
+def telemetry(trial: TrialDir, times: Sequence[float] = range(25), **reading: Any) -> None:
+    """Samples of the first attempt, a second apart; its rows lie in t = 2 .. 24."""
+    header = {"schema": "ablab.telemetry/1", "trial": trial.name, "attempt": 1, "period_ms": 1000}
+    readings = {GPU["uuid"]: {"busy_pct": 90, "throttle": [], "shared": False, **reading}}
+    lines = [header, *({"t": float(t), "devices": readings, "host": {}} for t in times)]
+    trial.attempt(1).telemetry.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def rows(trial: TrialDir, change: Callable[[dict], Any], wanted: Callable[[dict], bool] = lambda row: True) -> None:

@@ -311,13 +311,24 @@ def test_another_device_beside_matters_for_speed_only(fairs, tmp_path):
     assert "hardware.shared" in refused(found, kind="speed")
 
 
-def test_a_throttled_device_matters_for_speed_only(fairs, tmp_path):
+@pytest.mark.parametrize(
+    ("reading", "times", "field"),
+    [
+        ({"throttle": ["sw_thermal"]}, range(25), "throttling"),
+        ({"shared": True}, range(25), "shared"),
+        ({}, range(6, 25), "coverage"),  # a sampler that came late
+        ({}, [t for t in range(25) if not 10 <= t <= 14], "coverage"),
+        ({}, (), "coverage"),
+    ],
+)
+def test_telemetry_matters_for_speed_only(fairs, tmp_path, reading, times, field):
     found = fair.copy(fairs["gpu"], tmp_path)
-    fair.change(found, lambda t: fair.rows(t, lambda row: row["m"].update({"gpu/throttle_pct": 8.0})))
+    assert not any(name.startswith("hardware") for name in refused(found, kind="speed"))
+    fair.change(found, lambda t: fair.telemetry(t, times, **reading), "R1", seeds=(2,))
     assert refused(found) == {}
-    assert "hardware.throttling" in refused(found, kind="speed")
-    fair.change(found, lambda t: fair.rows(t, lambda row: row["m"].pop("gpu/throttle_pct")))
-    assert "absent" in refused(found, kind="speed")["hardware.throttling"]
+    why = refused(found, kind="speed")
+    assert "r1-s2: " in why[f"hardware.{field}"]
+    assert ("absent" in why.get("hardware.throttling", "")) == (times == ())
 
 
 # treatments
