@@ -2,7 +2,7 @@
 """All that loads a tracker runs here: `python -m ablab.track VERB PLACE ..`, in the environment of run/mirror.py.
 
 `follow CAMPAIGN TRACKER..` is the mirror, `sync` one that ends by itself, `work` its worker, `fresh` forgets what was
-delivered; `ready CONFIG TRACKER..`, `test TRACKER`, `import RESULTS ADDRESS NAME`.
+delivered; `ready CONFIG TRACKER..`, `test TRACKER`, `import RESULTS ADDRESS NAME`, `read CAMPAIGN TRACKER`.
 """
 
 import sys
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ablab.rundir import Campaign
-from ablab.track import _feed, _import, _mirror, _probe
+from ablab.track import _feed, _import, _mirror, _probe, _readback
 
 
 def main(arguments: Sequence[str], module: str = "ablab.track") -> int:
@@ -25,6 +25,8 @@ def main(arguments: Sequence[str], module: str = "ablab.track") -> int:
     campaign = Campaign.open(Path(place))
     if verb == "work":
         return _mirror.work(campaign, names[0])
+    if verb == "read":
+        return _readback.main(campaign, names[0])
     if verb == "fresh":
         for name in names:
             _feed.Cursor(_mirror.files_of(campaign, name)).fresh()

@@ -72,5 +72,8 @@ class Tensorboard(Track, symbol="TRACK_TENSORBOARD"):
         if not paths:
             raise ValueError(f"tensorboard:{address}: no event files")
         events = [event for path in paths for event in LegacyEventFileLoader(str(path)).Load()]
+        texts = [v.tensor.string_val[0] for e in events for v in e.summary.value if v.tag == "config"]
+        lines = (line.partition(":") for line in texts[0].decode().splitlines()) if texts else ()
         values = [(event.step, [v for v in event.summary.value if v.HasField("simple_value")]) for event in events]
-        return {}, [{"step": step, **{v.tag: v.simple_value for v in found}} for step, found in values if found]
+        config = {name.strip(): value.strip() for name, _, value in lines}
+        return config, [{"step": step, **{v.tag: v.simple_value for v in found}} for step, found in values if found]

@@ -92,6 +92,9 @@ class Trackio(Track, symbol="TRACK_TRACKIO"):
         from trackio.sqlite_storage import SQLiteStorage
 
         project, _, name = address.partition("/")
+        if self.config.space:
+            self._name = name
+            return self._ask("/get_run_summary")["config"] or {}, self._ask("/get_logs")
         rows = SQLiteStorage.get_logs(project, name) if name else []
         if not rows:
             known = " ".join(SQLiteStorage.get_runs(project)[:8] if project else SQLiteStorage.get_projects())

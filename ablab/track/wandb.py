@@ -138,7 +138,7 @@ class Wandb(Track, symbol="TRACK_WANDB"):
             paths = sorted(p for f in folder.parent.glob(folder.name) for p in f.glob("run-*.wandb"))
             if not paths:
                 raise ValueError(f"wandb:{address}: no such folder, or no run in it")
-            return {}, [row for path in paths for _, row in history(path)]
+            return _config(paths[0]), [row for path in paths for _, row in history(path)]
         import wandb
 
         try:
@@ -180,6 +180,15 @@ def history(path: Path, start: int = HEAD) -> Iterator[tuple[int, dict[str, Any]
             items = record.history.item
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
             yield end, {name: math.nan if value == "NaN" else value for name, value in row.items()}
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Configuration in a run's file."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    records = (Record.FromString(data) for _, data in _records(path, HEAD))
+    first = next((r.run.config.update for r in records if r.WhichOneof("record_type") == "run"), ())
+    return {item.key: json.loads(item.value_json) for item in first}
 
 
 def _records(path: Path, at: int) -> Iterator[tuple[int, bytes]]:

@@ -12,6 +12,7 @@ from ablab.report import gpu, page, stats
 from ablab.report.lens import lenses
 from ablab.report.load import Arm, Loaded, Trial
 from ablab.report.stats import Verdict
+from ablab.verify import _trackers
 from ablab.verify._fields import EFFECTS, EQUAL_BUDGET, FIELDS, GROUPS, AbsentError, Facts, Field, short
 
 LEAST_SEEDS = 3
@@ -20,8 +21,7 @@ SAMPLED = 0.9  # share of the time; below it a throttled or shared device may ha
 SPEED = ("train/tok_per_sec", "train/samples_per_sec", "train/step_s", "train/mfu", "total_training_time")
 Values = dict[str, Any]
 ABSENT = "absent"
-SERVICES: dict[str, Callable[[Loaded, list[Trial]], tuple[Values, list[str]]]] = {}
-"""TRACK symbol -> reads a tracker back: (what the certificate says of project and runs, what does not agree)."""
+MIRROR = ("project", "runs")
 
 
 class Judge:
@@ -386,18 +386,18 @@ class Judge:
         self.entry("integrity", "reused", "R", taken or {self.c.name: "none"})
 
     def _mirror(self) -> None:
-        members = {n for t in self.trials for n, v in t.values.items() if n.startswith("TRACK_") and v == "y"}
-        used = sorted(n for n in members - {"TRACK_CONSOLE"} if n.count("_") == 1)
+        used = _trackers.used(self.c, self.trials)
         for name in used:
-            read = SERVICES.get(name)
-            told, wrong = read(self.c, self.trials) if read else ({}, [f"{name}: nothing here can read it back"])
-            for field in ("project", "runs"):
+            told, wrong = (
+                _trackers.read(self.c, name, self.trials) if self.weights else (dict.fromkeys(MIRROR, "-"), [])
+            )
+            for field in MIRROR:
                 why = "" if field in told else f"{name}: not on record"
-                self.entry("mirror", field, "R", {name: told.get(field)}, why, "make tracker sync")
-            fix = "make tracker sync, with network, then verify again"
-            self.entry("mirror", "values", "C", {name: wrong or "read back"}, "; ".join(wrong), fix)
+                self.entry("mirror", field, "R", {name: told.get(field)}, why, "make tracker DO=sync")
+            fix = "make tracker DO=sync, with network, or FRESH=1 for another copy; then verify again"
+            self.entry("mirror", "values", "C", {name: wrong or "read back"}, "; ".join(wrong[:8]), fix)
         if not used:
-            for field, rule in (("project", "R"), ("runs", "R"), ("values", "C")):
+            for field, rule in (*((f, "R") for f in MIRROR), ("values", "C")):
                 self.entry("mirror", field, rule, {self.c.name: "no tracker: the bundle stands in"})
 
 

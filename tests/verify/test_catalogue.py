@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from ablab.report import load
-from ablab.verify import _judge, issue
+from ablab.verify import _trackers, issue
 from ablab.verify._fields import FIELDS
 from tests.report.campaign import sha
 from tests.verify import fair
@@ -390,20 +390,20 @@ def test_arms_without_a_treatment_make_no_claim(tmp_path):
 # trackers
 
 
-def test_a_tracker_that_nothing_reads_back_is_refused(fairs, tmp_path):
+def test_a_tracker_that_was_sent_nothing_is_refused(fairs, tmp_path):
     found = fair.copy(fairs["attention"], tmp_path)
-    fair.change(found, symbol("TRACK_WANDB", "y"))
-    assert set(refused(found)) == {"mirror.project", "mirror.runs", "mirror.values"}
+    fair.change(found, symbol("TRACK_TENSORBOARD", "y"))
+    assert set(refused(found)) == {"mirror.values"}
 
 
 def test_what_a_tracker_holds_is_compared_with_the_files(fairs, tmp_path, monkeypatch):
     found = fair.copy(fairs["attention"], tmp_path)
     fair.change(found, symbol("TRACK_WANDB", "y"))
     told = {"project": "me/ra", "runs": ["a", "b"]}
-    monkeypatch.setitem(_judge.SERVICES, "TRACK_WANDB", lambda c, trials: (told, []))
+    monkeypatch.setattr(_trackers, "read", lambda c, name, trials: (told, []))
     body = issue.judged(load.read(found), (), "quality")
     assert body["findings"] == [] and body["published"]["tracker"]["project"] == "me/ra"
-    monkeypatch.setitem(
-        _judge.SERVICES, "TRACK_WANDB", lambda c, trials: (told, ["r1-s1: learning_rate 1e-3, not 2e-3"])
-    )
+    monkeypatch.setattr(_trackers, "read", lambda c, name, trials: (told, ["r1-s1: learning_rate 1e-3, not 2e-3"]))
     assert set(refused(found)) == {"mirror.values"}
+    monkeypatch.setattr(_trackers, "read", lambda c, name, trials: ({}, ["wandb: nobody is logged in"]))
+    assert set(refused(found)) == {"mirror.project", "mirror.runs", "mirror.values"}
