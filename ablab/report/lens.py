@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The same trials at equal time, tokens, FLOPs and memory: what another budget than the registered one would show."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -97,8 +98,8 @@ def _lens(
 
 
 def _ranks(values: Mapping[str, float | None], sign: int) -> dict[str, int]:
-    order = sorted((sign * v, text) for text, v in values.items() if v is not None)
-    return {text: 1 + sum(v < value for v, _ in order) for value, text in order}
+    order = sorted(sign * v for v in values.values() if v is not None)
+    return {text: 1 + bisect_left(order, sign * v) for text, v in values.items() if v is not None}
 
 
 def _at(points: Sequence[tuple[float, float]], at: float, mode: str) -> float:
