@@ -15,7 +15,7 @@ def build(campaign: Campaign | Path) -> Path:
     c = load.read(campaign)
     c.dir.report.mkdir(exist_ok=True)
     verdicts = page.judge(c)
-    figures = plots.draw(c, verdicts, plots.REPORT, page.certificate(c.dir))
+    figures = plots.draw(c, verdicts, plots.REPORT, c.certified)
     page.build(c, verdicts, figures)
     web.build(c, verdicts, figures)
     return c.dir.report / "report.md"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ablab import rundir
-from ablab.report.load import Loaded
+from ablab.rundir import Campaign
 
 SCHEMA = Path(__file__).with_name("certificate.schema.json")
 _TYPES = {
@@ -28,16 +28,16 @@ class CertificateError(ValueError):
     """A certificate that cannot be read, or is not what it says; the text tells which part."""
 
 
-def inputs(c: Loaded) -> list[dict[str, str]]:
+def inputs(c: Campaign) -> list[dict[str, str]]:
     """Path and SHA-256 of every file that a judgement of the campaign rests on: plan, amendments, journal, and of each
     trial DONE, the lease, all that DONE names, and telemetry.  Raises FileNotFoundError when one is gone."""
-    paths = [c.dir.file("campaign"), *sorted(c.dir.path.glob("amend-[0-9]*.json")), c.dir.journal]
-    for t in c.trials:
-        done = t.dir.read("done")
-        names = [*done["files"], *(t.dir.file(kind).name for kind in ("done", "lease"))] if done else ()
-        paths += [t.dir.path / name for name in names]
-        paths += [a.telemetry for a in t.dir.attempts() if done and a.telemetry.exists()]
-    return [{"path": p.relative_to(c.dir.path).as_posix(), "sha256": rundir.stamp(p)["sha256"]} for p in paths]
+    paths = [c.file("campaign"), *sorted(c.path.glob("amend-[0-9]*.json")), c.journal]
+    for t in c.trials():
+        done = t.read("done")
+        names = [*done["files"], *(t.file(kind).name for kind in ("done", "lease"))] if done else ()
+        paths += [t.path / name for name in names]
+        paths += [a.telemetry for a in t.attempts() if done and a.telemetry.exists()]
+    return [{"path": p.relative_to(c.path).as_posix(), "sha256": rundir.stamp(p)["sha256"]} for p in paths]
 
 
 def bundle_hash(files: Iterable[Mapping[str, str]]) -> str:
@@ -118,11 +118,11 @@ def stale(body: Mapping[str, Any], folder: Path) -> list[str]:
     return gone
 
 
-def valid(c: Loaded) -> str | None:
+def valid(c: Campaign) -> str | None:
     """Identity of the campaign's certificate if one was issued and still holds, else None: then nothing that rests on
     the campaign is certified."""
     try:
-        body = read(c.dir.certificate)
+        body = read(c.certificate)
         return body["id"] if body["verdict"] == "issued" and body["inputs"] == inputs(c) else None
     except (CertificateError, rundir.RunError, OSError):
         return None

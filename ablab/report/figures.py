@@ -20,7 +20,7 @@ def draw(campaign: rundir.Campaign, kind: str) -> tuple[int, list[str]]:
     c = load.read(campaign)
     campaign.report.mkdir(exist_ok=True)
     try:
-        drawn = plots.draw(c, page.judge(c), plots.chosen(kind), page.certificate(campaign))
+        drawn = plots.draw(c, page.judge(c), plots.chosen(kind), c.certified)
     except plots.NotComparableError as error:
         return 3, [f"NOT COMPARABLE: {error}"]
     lines = [f"{name}: {', '.join(plots.SUFFIXES)}" for name in drawn]

@@ -13,7 +13,7 @@ import numpy as np
 
 from ablab import kconf, metrics, plan, rundir
 from ablab.journal import Entry, Journal, Replay, TrialState
-from ablab.report import index
+from ablab.report import certificate, index
 from ablab.report.index import Columns
 
 DAMAGED = "damaged"
@@ -283,6 +283,11 @@ class Loaded:
         """The metric in words: `val_loss (nats/token, lower is better), final`."""
         better = f", {self.metric.better} is better" if self.metric.better else ""
         return f"{self.key} ({self.metric.unit}{better}), {self.mode}"
+
+    @cached_property
+    def certified(self) -> str | None:
+        """Identity of its certificate if one was issued and still holds; all that it vouches for is hashed once."""
+        return certificate.valid(self.dir)
 
     @cached_property
     def parents(self) -> dict[str, str]:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """report.md of a campaign with its tables and figures, and the short table for the terminal."""
 
-import hashlib
-import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +15,7 @@ from ablab.report.load import Arm, Loaded, Trial
 from ablab.report.stats import Verdict
 from ablab.report.table import Cell, Table, escape, line, merge
 
-BANNER = "NOT CERTIFIED: no certificate exists for this campaign, so its numbers support no published claim"
+BANNER = "NOT CERTIFIED: no certificate holds for this campaign, so its numbers support no published claim"
 SPREAD = {"mean": "#.5g", "sd": "#.2g", "min": "#.5g", "max": "#.5g"}
 COST: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "parameters": (",.0f", lambda s: s["model"]["params"]),
@@ -41,22 +39,9 @@ def build(c: Loaded, verdicts: Sequence[Verdict], figures: Sequence[str]) -> Non
     rundir.write_bytes(folder / "report.md", markdown(c, verdicts, figures).encode())
 
 
-def certificate(c: rundir.Campaign) -> str | None:
-    """Id of the certificate of a campaign if one was issued and is what its id says, else None."""
-    try:
-        found = json.loads((c.report / "certificate.json").read_bytes())
-        body = {k: v for k, v in found.items() if k not in ("id", "signature")}
-        text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        is_valid = found["verdict"] == "issued" and found["id"] == hashlib.sha256(text.encode()).hexdigest()
-        return str(found["id"]) if is_valid else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
 def banners(c: Loaded, placebo: Sequence[tuple[str, bool]]) -> list[str]:
     """What stands on top of every page."""
-    issued = certificate(c.dir)
-    return [BANNER] * (not issued) + [f"PLACEBO VERDICT: {text}" for text, is_bad in placebo if is_bad]
+    return [BANNER] * (c.certified is None) + [f"PLACEBO VERDICT: {text}" for text, is_bad in placebo if is_bad]
 
 
 # What is known
@@ -257,8 +242,8 @@ def facts(c: Loaded) -> Iterable[str]:
     yield from (f"Hardware: {name}, {n} trials" for name, n in sorted(devices.items()))
     dirty = ", with changes that are not committed" if code["dirty"] else ""
     yield f"Code: {code['commit'] or 'no commit'}{dirty} (tree {code['tree'][:12]})"
-    if issued := certificate(c.dir):
-        yield f"Certificate: {issued}"
+    if c.certified:
+        yield f"Certificate: {c.certified}"
     yield f"Started: {c.content['created']}"
     if added := len(c.trials) - len(c.content["trials"]):
         why = ", ".join(n["reason"] for n in c.replay.notes if n["kind"] == "amend")

@@ -68,7 +68,8 @@ class Views:
     def load(self, campaign: Campaign) -> load.Loaded:
         """The campaign as a report sees it, read again when a state or a row changed."""
         with self.lock:
-            files = [campaign.journal, *campaign.path.glob("trials/*/attempts/*/metrics.jsonl")]
+            files = [campaign.journal, campaign.certificate, *campaign.path.glob("trials/*/attempts/*/metrics.jsonl")]
+            files += campaign.path.glob("trials/*/DONE")
             stamp = tuple((p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.exists())
             if self.loaded.get(campaign.name, (None,))[0] != stamp:
                 self.loaded[campaign.name] = stamp, load.read(campaign)
@@ -124,7 +125,7 @@ class Views:
             "title": c.name,
             "up": "../../",
             "back": "all campaigns",
-            "banners": [] if page.certificate(c) else [page.BANNER],
+            "banners": page.banners(self.load(c), []),
             "lead": line(question) if question else "No question was registered.",
             "facts": [
                 f"value: {live.unit(c)}; vs parent: at the same step and seed",

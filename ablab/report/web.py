@@ -83,7 +83,7 @@ def _is_of(path: Path, mark: bytes) -> bool:
 def _state(c: Loaded, t: Trial) -> str:
     """Hash of all that the page of a done trial depends on: its DONE, the campaign's plan, and this code."""
     done = rundir.stamp(t.dir.file("done"))["sha256"] if t.is_done else ""
-    return hashlib.sha256(f"{done} {c.dir.hash} {page.certificate(c.dir)} {_code()}".encode()).hexdigest()
+    return hashlib.sha256(f"{done} {c.dir.hash} {c.certified} {_code()}".encode()).hexdigest()
 
 
 @cache

@@ -55,7 +55,7 @@ def judged(c: Loaded, claim: Sequence[str], kind: str, weights: bool = True) -> 
         if t.state == load.DAMAGED and (gone := re.search(r": (\S+) is missing", t.reason)):
             judge.lacks(t, re.sub(r"\[\d+\]", "", gone[1]))
     try:
-        files = certificate.inputs(c)
+        files = certificate.inputs(c.dir)
     except (OSError, RunError) as error:
         why = f"{error}: DONE vouches for what is not there"
         judge.refuse("integrity.inputs", "C", {}, why, "restore the file, or make rerun")
@@ -192,12 +192,11 @@ def bundle(campaign: Campaign, out: Path) -> Path:
 
     Raises CertificateError when no certificate holds.
     """
-    c = load.read(campaign, rehash=True)
-    if certificate.valid(c) is None:
+    if certificate.valid(campaign) is None:
         raise CertificateError(
             f"{campaign.certificate}: no certificate holds; make verify CAMPAIGN={campaign.name} first"
         )
-    paths = [*(entry["path"] for entry in certificate.inputs(c)), CERTIFICATE]
+    paths = [*(entry["path"] for entry in certificate.inputs(campaign)), CERTIFICATE]
     with tarfile.open(out, "w") as tar:
         for name in sorted(paths):
             data = (campaign.path / name).read_bytes()

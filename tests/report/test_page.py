@@ -62,7 +62,7 @@ def test_golden_report(good):
 
 
 def test_nothing_is_certified_and_that_stands_on_top(good):
-    assert good[1].splitlines()[2].startswith("> **NOT CERTIFIED: no certificate exists")
+    assert good[1].splitlines()[2].startswith("> **NOT CERTIFIED: no certificate holds")
 
 
 def test_a_report_takes_less_than_5_seconds_of_one_core(good):

@@ -4,12 +4,13 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
 
 from ablab import __main__ as cli
-from ablab.report import certificate, load
+from ablab.report import build, certificate, load, page, serve
 from ablab.report.certificate import CertificateError
 from ablab.rundir import RunError
 from ablab.verify import _public, issue
@@ -42,7 +43,7 @@ def names(body):
 
 def test_it_is_issued_with_claims_groups_and_the_seven_fields(made, public):
     body = certificate.read(made.certificate)
-    assert (body["verdict"], body["findings"], body["id"]) == ("issued", [], certificate.valid(load.read(made)))
+    assert (body["verdict"], body["findings"], body["id"]) == ("issued", [], certificate.valid(made))
     (claim,) = body["claims"]
     assert (claim["contrast"], claim["n"], claim["word"]) == ("R1 - R0", 6, "better")
     assert claim["effect"] == pytest.approx(-0.103, abs=2e-3) and claim["interval"][0] < claim["effect"]
@@ -87,9 +88,9 @@ def test_without_network_it_is_refused_and_later_completed(tmp_path, public):
     found = fair.write(tmp_path, "attention", *public)
     body = issue.certify(found)  # https alone, so the address is refused as if it could not be reached
     assert names(body) == {"code.public"} and body["verdict"] == "refused"
-    assert certificate.valid(load.read(found)) is None
+    assert certificate.valid(found) is None
     assert issue.commit_only(found, schemes=FILE)["verdict"] == "issued"
-    assert certificate.valid(load.read(found))
+    assert certificate.valid(found)
 
 
 def test_completing_does_not_hide_another_finding(tmp_path, public):
@@ -123,7 +124,7 @@ def test_user_configuration_and_credentials_are_not_used(tmp_path, public, monke
 def test_a_changed_file_makes_it_stale(copied, path):
     with open(copied.path / path, "a") as file:
         file.write("\n")
-    assert certificate.valid(load.read(copied.path)) is None
+    assert certificate.valid(fair.Campaign.open(copied.path)) is None
     _, wrong = issue.recheck(copied.certificate)
     assert wrong == [f"{path}: is not what the certificate vouches for"]
 
@@ -153,7 +154,7 @@ def test_an_edited_certificate_is_refused(copied, where, value):
     copied.certificate.write_text(json.dumps(body))
     with pytest.raises(CertificateError):
         issue.recheck(copied.certificate)
-    assert certificate.valid(load.read(copied)) is None
+    assert certificate.valid(copied) is None
 
 
 def test_an_edited_certificate_with_a_new_id_is_judged_again(copied):
@@ -187,6 +188,28 @@ def test_a_signature_holds_for_its_content_only(copied, tmp_path):
     copied.certificate.write_text(json.dumps(body))
     with pytest.raises(CertificateError, match="signature"):
         certificate.read(copied.certificate)
+
+
+@pytest.mark.parametrize("fault", ["none", "stale", "edited", "moved"])
+def test_the_banner_comes_back_on_every_page_once_it_does_not_hold(copied, fault, monkeypatch):
+    if fault == "stale":
+        with open(fair.trials(copied)[3].attempt(1).metrics, "a") as file:
+            file.write(" ")
+    if fault == "edited":
+        copied.certificate.write_text(copied.certificate.read_text().replace("better", "Better", 1))
+    if fault == "moved":  # a certificate of another campaign, whole as it is
+        other = fair.write(copied.path.parent / "other")
+        (other.report).mkdir(exist_ok=True)
+        copied = shutil.copy(copied.certificate, other.certificate) and other
+    read, times = certificate.read, []
+    monkeypatch.setattr(certificate, "read", lambda path: times.append(1) or read(path))
+    build(copied)
+    assert len(times) == 1, "the inputs are hashed once for a report"
+    figure = json.loads((copied.report / "loss_curves.json").read_text())
+    assert (figure["certificate"] == "uncertified") == (fault != "none")
+    seen = [copied.report / "report.md", copied.report / "report.html", *copied.report.glob("trials/*.html")]
+    pages = [p.read_text() for p in seen] + [serve.Views(copied.path.parent).page(f"/c/{copied.name}/")]
+    assert len(pages) == 15 and {page.BANNER in text for text in pages} == {fault != "none"}
 
 
 # bundle and page
