@@ -16,7 +16,6 @@ from ablab.optim import Impl
 from ablab.optim.adamw import FlatAdamW
 from ablab.prune import Pruner
 from ablab.prune._mask import Mask
-from ablab.prune._threshold import cut
 from ablab.tensor import native
 from benchmarks import Figure, Sample, alternate, is_dirty, median, peers, steps, versus
 from benchmarks.peers import SHAPES
@@ -161,7 +160,7 @@ def pruning(threads: int, rounds: int) -> list[Figure]:
     for p in model.parameters():
         p.grad = torch.randn_like(p) * 1e-3
     joined = lambda: torch.kthvalue(torch.cat([m.weight.detach().abs().flatten() for m in plain]), k)
-    ranked = lambda: cut(lambda: map(pruner._keys, parts), k)
+    ranked = lambda: pruner.cut(pruner._ranked, parts, k)
     exact, n = ranked(), pruner.size
     assert float(joined().values) == torch.tensor(exact.key, dtype=torch.int32).view(torch.float32)
     candidates: dict[str, Call] = {"cut": ranked} | ({"cut native": under(lib, ranked)} if lib else {})

@@ -12,12 +12,14 @@ from ablab.plugin import Clause, EffectError
 from ablab.prune import Alloc, Pattern, Prune, Pruner, Scope, Store
 from ablab.prune._mask import Mask
 from ablab.prune._schedule import Ramp, by_depth
-from ablab.prune._threshold import Cut, cut, kept, keys
+from ablab.prune._threshold import Cut, around, cut, kept, keys, plain
 from ablab.tensor import native
+from ablab.tensor.native import Ranked
 
 MORE = 1e-4  # share of the weights that may be zero without a mask
 CLOSE = 0.005  # sparsity may be off by half a percentage point
 GROUP = 4  # of which a pattern keeps two
+FEW, ALIGN = 128, 64  # one element in so many guesses the cut; in whole groups and whole bytes of bits
 
 
 class Masked(Pruner):
@@ -30,6 +32,8 @@ class Masked(Pruner):
 
     monotone = True
     """What is zero is never ranked again."""
+    absolute = False
+    """The score is the magnitude of the weight."""
 
     def __init__(self, network: nn.Module, optimizer: Any, section: Any, ramp: Ramp) -> None:
         super().__init__(network, section)
@@ -99,21 +103,32 @@ class Masked(Pruner):
     def prune(self, parts: list[slice], k: int) -> None:
         """Mask the k lowest of some chunks, dead ones first."""
         free = self.section.pattern is Pattern.FREE
-        ranked = self._keys if free else self._groups
-        where, seen = cut(lambda: map(ranked, parts), k if free else k // 2), 0
+        ranked = self._ranked if free else self._groups
+        where, seen = self.cut(ranked, parts, k if free else k // 2), 0
         for c in parts:
             found = ranked(c)
-            if free and (lib := native.on(found)):
-                seen += lib.put(found, where.key, where.ties - seen, c.start, self.mask.keep)
+            if isinstance(found, Ranked):
+                seen += native.InForce.lib.put(found, where.key, where.ties - seen, self.mask.keep)
                 continue
             stay, seen = kept(found, where, seen)
             self.mask.put(c, stay if free else self._best(c, stay))
 
-    def _keys(self, c: slice, score: Callable[[slice], Tensor] | None = None) -> Tensor:
-        found = (score or self.score)(c)
-        if lib := native.on(found):
-            return lib.keys(found, c.start, self.mask.keep if self.monotone else None)
-        return keys(found, self.mask.words(c) if self.monotone else None)
+    def cut(self, ranked: Callable[[slice], Tensor | Ranked], parts: list[slice], k: int) -> Cut:
+        """Where to cut chunks, sought first where the beginnings of all have it."""
+        sizes = [c.stop - c.start for c in parts]
+        few = [min(n, -(-n // FEW // ALIGN) * ALIGN) for n in sizes]
+        begins = [ranked(slice(c.start, c.start + n)) for c, n in zip(parts, few, strict=True)]
+        some = torch.cat([plain(c) for c in begins])
+        ranks = len(some) / sum(few) * sum(sizes)  # groups have fewer keys than elements
+        return cut(lambda: map(ranked, parts), k, around(some, k / ranks))
+
+    def _ranked(self, c: slice, score: Callable[[slice], Tensor] | None = None) -> Tensor | Ranked:
+        """What ranks a chunk, by default by its score."""
+        absolute = self.absolute and not score
+        found = self.flat[c].float() if absolute else (score or self.score)(c)
+        if native.on(found):
+            return Ranked(found, c.start, self.mask.keep if self.monotone else None, absolute)
+        return keys(found, self.mask.words(c) if self.monotone else None, absolute)
 
     def _groups(self, c: slice) -> Tensor:
         """Keys of what each group would lose; of a group that lost it they are lowest."""
@@ -122,13 +137,13 @@ class Masked(Pruner):
 
     def _best(self, c: slice, stay: Tensor) -> Tensor:
         """Two of a group that does not stay whole."""
-        order = self._keys(c).view(-1, GROUP).sort(dim=1, stable=True).indices
+        order = plain(self._ranked(c)).view(-1, GROUP).sort(dim=1, stable=True).indices
         return torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :2], stay[:, None].expand(-1, 2)).view(-1)
 
     def at_rank(self, k: int, value: Callable[[slice], Tensor]) -> float:
         """The k-th smallest of a quantity >= 0 over the live weights."""
         parts = [c for parts in self.parts for c in parts]
-        where: Cut = cut(lambda: (self._keys(c, value) for c in parts), self.held + k)
+        where = self.cut(lambda c: self._ranked(c, value), parts, self.held + k)
         return torch.tensor(where.key, dtype=torch.int32).view(torch.float32).item()
 
     def zero(self) -> None:

@@ -16,6 +16,8 @@ from ablab.prune._masked import Masked, clauses
 class ByMagnitude(Masked):
     """score = |w|."""
 
+    absolute = True
+
     def score(self, at: slice) -> Tensor:
         return self.flat[at].float().abs()
 

@@ -82,6 +82,7 @@ class ByState(Masked):
     def __init__(self, network: nn.Module, optimizer: Any, section: Any, ramp: Any, config: Any, seed: int) -> None:
         super().__init__(network, optimizer, section, ramp)
         self.kind, self.eps = config.score, config.eps
+        self.absolute = self.kind in (Score.BITTER1, Score.BITTER2)
         self.sign = 1.0 if config.bitter5 is Direction.TOWARD else -1.0
         self.m, self.v = optimizer.flats["exp_avg"], optimizer.flats["exp_avg_sq"]
         self.medians: dict[str, float] = {}

@@ -17,6 +17,7 @@ namespace {
 constexpr i64 BLOCK = 1024;        // elements whose mask is unpacked at once: 4 KiB, in the first cache
 constexpr i64 SMALL = 1 << 15;     // elements below which one thread is faster than two
 constexpr i32 LOW = INT32_MIN;     // sign bit, and the key of what has no rank
+constexpr i32 INFINITE = 0x7F800000;  // bits of inf; beyond are those of nan
 constexpr i64 HALF = 1 << 15, BINS = 1 << 16, WAYS = 4;
 
 using Eight = float __attribute__((vector_size(32)));
@@ -50,6 +51,27 @@ struct Mask {
         std::memcpy(spare + i, BYTES.of[held[(from + i) / 8]], 8);  // may pass the end: bits there are set, and `spare` is longer
       }
     return spare;
+  }
+};
+
+// Scores that are ranked by keys in the order of floats, -0 as +0, and LOW where the mask says so.
+struct Ranked {
+  const float* score;
+  i32 absolute;  // the sign does not count
+  Mask mask;
+
+  void keys(i64 at, i64 n, i32* __restrict out) const {
+    Kept spare[BLOCK + 8];
+    const Kept* __restrict keep = mask.of(at, n, spare);
+    const float* __restrict from = score + at;
+    const i32 drop = absolute ? ~LOW : -1;
+    for (i64 i = 0; i < n; ++i) {
+      const float s = from[i] + 0.0f;
+      i32 b;
+      std::memcpy(&b, &s, 4);
+      b &= drop;
+      out[i] = ((b ^ (b >> 31 | LOW)) & keep[i]) ^ LOW;
+    }
   }
 };
 
@@ -196,19 +218,46 @@ void ablab_mask(i64 n, i32* x, const uint8_t* held, i64 first, i64 size, i32 bit
   });
 }
 
-// keys of scores in the order of floats, -0 as +0, and LOW where the mask says so
-void ablab_keys(i64 n, const float* score, const uint8_t* held, i64 first, i64 size, i32 bits, i32* keys,
+// keys of scores
+void ablab_keys(i64 n, const float* score, i32 absolute, const uint8_t* held, i64 first, i64 size, i32 bits, i32* keys,
                 i32 threads) {
-  const Mask mask{held, first, size, bits};
+  const Ranked ranked{score, absolute, {held, first, size, bits}};
+  blocks(n, BLOCK, threads, [&](i64 at, i64 k) { ranked.keys(at, k, keys + at); });
+}
+
+// Keys from `low` to `high`, in any order; found: how many are below, without a rank, of scores that are not finite, in
+// `out`.
+void ablab_near(i64 n, const float* score, i32 absolute, const uint8_t* held, i64 first, i64 size, i32 bits, i32 low,
+                i32 high, i32* out, i64* found, i32 threads) {
+  const Ranked ranked{score, absolute, {held, first, size, bits}};
+  for (i64 j = 0; j < 4; ++j) found[j] = 0;
   blocks(n, BLOCK, threads, [&](i64 at, i64 k) {
-    Kept spare[BLOCK + 8];
-    const Kept* keep = mask.of(at, k, spare);
+    i32 key[BLOCK], mine[BLOCK + 1], below = 0, dead = 0, odd = 0, near = 0, some = 0;
+    Kept in[BLOCK] = {};
+    int16_t eights[BLOCK / 8];
+    ranked.keys(at, k, key);
     for (i64 i = 0; i < k; ++i) {
-      const float s = score[at + i] + 0.0f;
-      i32 b;
-      std::memcpy(&b, &s, 4);
-      keys[at + i] = ((b ^ (b >> 31 | LOW)) & keep[i]) ^ LOW;
+      const i32 c = key[i];
+      below += c < low;
+      dead += c == LOW;
+      odd += (c >= INFINITE) | ((c < -INFINITE) & (c != LOW));
+      in[i] = (c >= low) & (c <= high);
     }
+    for (i64 i = 0; i < k; i += 8) {  // most eights hold none
+      uint64_t any;
+      std::memcpy(&any, in + i, 8);
+      eights[some] = i;
+      some += any != 0;
+    }
+    for (i64 e = 0; e < some; ++e)
+      for (i64 i = eights[e]; i < eights[e] + 8; ++i) {
+        mine[near] = key[i];
+        near += in[i];
+      }
+    const i64 counts[] = {below, dead, odd};
+    for (i64 j = 0; j < 3; ++j)
+      if (counts[j]) __atomic_fetch_add(found + j, counts[j], __ATOMIC_RELAXED);
+    if (near) std::memcpy(out + __atomic_fetch_add(found + 3, near, __ATOMIC_RELAXED), mine, 4 * near);
   });
 }
 
@@ -232,32 +281,36 @@ void ablab_count(i64 n, const i32* keys, i64 bin, i32* bins, i32 threads) {
   });
 }
 
-// The mask of n keys: those above `key` stay, and of those equal to it all but the first `ties`; how many are equal.
-i64 ablab_put(i64 n, const i32* keys, i32 key, i64 ties, uint8_t* held, i64 first, i32 bits) {
+// The mask over n scores, which may be what they are ranked under: those with keys above `key` stay, and of those equal
+// to it all but the first `ties`; how many are equal.
+i64 ablab_put(i64 n, const float* score, i32 absolute, const uint8_t* held, i64 first, i64 size, i32 bits, i32 key,
+              i64 ties, uint8_t* out, i64 start, i32 packed) {
+  const Ranked ranked{score, absolute, {held, first, size, bits}};
   i64 equal = 0;
   for (i64 at = 0; at < n; at += BLOCK) {
     const i64 k = std::min(BLOCK, n - at);
-    const i32* c = keys + at;
-    uint8_t stay[BLOCK];
+    i32 c[BLOCK];
+    Kept stay[BLOCK + 8];
+    ranked.keys(at, k, c);
     i32 same = 0;
     for (i64 i = 0; i < k; ++i) same += c[i] == key;
     if (equal < ties && equal + same > ties) {
       i64 seen = equal;
-      for (i64 i = 0; i < k; ++i) stay[i] = c[i] > key || (c[i] == key && seen++ >= ties);
+      for (i64 i = 0; i < k; ++i) stay[i] = -(c[i] > key || (c[i] == key && seen++ >= ties));
     } else {
-      const bool all = equal >= ties;  // of the equal ones stay
-      for (i64 i = 0; i < k; ++i) stay[i] = (c[i] > key) | (all & (c[i] == key));
+      const i32 most = equal >= ties ? key : key + 1;  // of the equal ones all stay, or none; `key` is of a finite score
+      for (i64 i = 0; i < k; ++i) stay[i] = -(c[i] >= most);
     }
     equal += same;
-    if (!bits) {
-      for (i64 i = 0; i < k; ++i) held[first + at + i] = -stay[i];
+    if (!packed) {
+      std::memcpy(out + start + at, stay, k);
       continue;
     }
-    for (i64 i = k; i % 8; ++i) stay[i] = 1;
+    for (i64 i = k; i % 8; ++i) stay[i] = -1;
     for (i64 i = 0; i < k; i += 8) {
-      uint8_t byte = 0;
-      for (i64 j = 0; j < 8; ++j) byte |= stay[i + j] << j;
-      held[(first + at + i) / 8] = byte;
+      uint64_t eight;
+      std::memcpy(&eight, stay + i, 8);
+      out[(start + at + i) / 8] = (eight & 0x0101010101010101) * 0x0102040810204080 >> 56;
     }
   }
   return equal;
@@ -270,8 +323,9 @@ i64 ablab_gone(const uint8_t* held, i64 first, i64 size, i32 bits, i32 threads) 
   blocks(size, BLOCK, threads, [&](i64 at, i64 k) {
     Kept spare[BLOCK + 8];
     const Kept* keep = mask.of(at, k, spare);
-    i64 mine = 0;
-    for (i64 i = 0; i < k; ++i) mine += keep[i] == 0;
+    i32 mine = 0;
+    for (i64 i = 0; i < k; ++i) mine += keep[i];
+    mine += k;
     __atomic_fetch_add(&total, mine, __ATOMIC_RELAXED);
   });
   return total;
@@ -281,7 +335,7 @@ i64 ablab_gone(const uint8_t* held, i64 first, i64 size, i32 bits, i32 threads) 
 i64 ablab_zeros(i64 n, const i32* x, i32 threads) {
   i64 total = 0;
   blocks(n, BLOCK, threads, [&](i64 at, i64 k) {
-    i64 mine = 0;
+    i32 mine = 0;
     for (i64 i = 0; i < k; ++i) mine += (x[at + i] & ~LOW) == 0;
     __atomic_fetch_add(&total, mine, __ATOMIC_RELAXED);
   });

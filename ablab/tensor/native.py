@@ -43,6 +43,19 @@ class Keep(NamedTuple):
     bits: bool
 
 
+class Ranked(NamedTuple):
+    """Scores, and what ranks them."""
+
+    scores: Tensor
+    """fp32, contiguous."""
+    start: int
+    """Where they begin in the buffer that the mask is over."""
+    keep: Keep | None
+    """What has a rank."""
+    absolute: bool = False
+    """Their sign does not count."""
+
+
 class InForce:
     """The kernels of this process; `settle` changes them before a trial starts."""
 
@@ -139,14 +152,16 @@ def _cpu() -> str:
 
 P, N, I, D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double  # noqa: E741
 KEEP = (P, N, N, I)
+RANKED = (N, P, I, *KEEP)
 FUNCTIONS = {  # (arguments, result)
     "adam": ((N, P, P, P, P, P, *KEEP, P, P, P, D, D, D, D, D, I, I), None),
     "norms": ((N, N, P, *KEEP, P, I), None),
     "clip": ((N, P, P, *KEEP, D, D, I, I), N),
     "mask": ((N, P, *KEEP, I), None),
-    "keys": ((N, P, *KEEP, P, I), None),
+    "keys": ((*RANKED, P, I), None),
+    "near": ((*RANKED, I, I, P, P, I), None),
     "count": ((N, P, N, P, I), None),
-    "put": ((N, P, I, N, P, N, I), N),
+    "put": ((*RANKED, I, N, P, N, I), N),
     "zeros": ((N, P, I), N),
     "gone": ((*KEEP, I), N),
 }
@@ -194,22 +209,27 @@ class Native:
         """Zero what goes."""
         self.call["mask"](len(flat), flat.data_ptr(), *_keep(keep, at), torch.get_num_threads())
 
-    def keys(self, scores: Tensor, at: int, keep: Keep | None) -> Tensor:
+    def keys(self, ranked: Ranked) -> Tensor:
         """int32 keys as in prune/_threshold.py."""
-        out = torch.empty(scores.shape, dtype=torch.int32)
-        rest = out.data_ptr(), torch.get_num_threads()
-        self.call["keys"](len(scores), scores.data_ptr(), *_keep(keep, at), *rest)
+        out = torch.empty(ranked.scores.shape, dtype=torch.int32)
+        self.call["keys"](*_ranked(ranked), out.data_ptr(), torch.get_num_threads())
         return out
+
+    def near(self, ranked: Ranked, low: int, high: int) -> tuple[Tensor, int, int, int]:
+        """Keys from `low` to `high`, and how many are below, have no rank, are of scores that are not finite."""
+        out, found = torch.empty(ranked.scores.shape, dtype=torch.int32), (N * 4)()
+        self.call["near"](*_ranked(ranked), low, high, out.data_ptr(), found, torch.get_num_threads())
+        return out[: found[3]].clone(), *found[:3]
 
     def count(self, keys: Tensor, bins: Tensor, inside: int | None = None) -> None:
         """Add upper halves of keys to `bins`, WAYS rows of 2^16 int32 a thread, or lower ones inside an upper."""
         bin = -(1 << 16) if inside is None else inside
         self.call["count"](keys.numel(), keys.data_ptr(), bin, bins.data_ptr(), len(bins) // WAYS)
 
-    def put(self, keys: Tensor, key: int, ties: int, at: int, keep: Keep) -> int:
-        """Set a mask from keys: those above `key` stay, and equal ones but for the first `ties`; how many are equal."""
-        held, first, _, bits = _keep(keep, at)
-        return self.call["put"](len(keys), keys.data_ptr(), key, ties, held, first, bits)
+    def put(self, ranked: Ranked, key: int, ties: int, keep: Keep) -> int:
+        """Set a mask: keys above `key` stay, and equal ones but for the first `ties`; how many are equal."""
+        held, first, _, bits = _keep(keep, ranked.start)
+        return self.call["put"](*_ranked(ranked), key, ties, held, first, bits)
 
     def zeros(self, flat: Tensor) -> int:
         """Zeros of either sign."""
@@ -255,3 +275,8 @@ def _pointer(t: Tensor | None) -> int | None:
 def _keep(keep: Keep | None, at: int) -> tuple[int | None, int, int, int]:
     """A mask as the library takes it, for a buffer that begins at `at` of the one that the mask is over."""
     return (None, 0, 0, 0) if keep is None else (keep.held.data_ptr(), at - keep.start, keep.size, int(keep.bits))
+
+
+def _ranked(ranked: Ranked) -> tuple[int | None, ...]:
+    scores, start, keep, absolute = ranked
+    return len(scores), scores.data_ptr(), absolute, *_keep(keep, start)

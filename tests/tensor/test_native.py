@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ablab.prune._mask import Mask
-from ablab.prune._threshold import cut, kept, keys
+from ablab.prune._threshold import LOW, around, cut, kept, keys
 from ablab.rig import Rig
 from ablab.tensor import native
 from tests import trial as tiny_trial
@@ -109,7 +109,13 @@ def test_masks_norms_keys_and_steps_see_the_same_elements(lib, bits, start, stop
         found.append([flats[0], *flats[2:]])
     assert all(same(a, b) for a, b in zip(*found, strict=True))
     inside = slice(start + start % 8, stop)
-    assert torch.equal(lib.keys(w[inside], inside.start, mask.keep), keys(w[inside], mask.words(inside)))
+    for absolute in (False, True):
+        ranked, wanted = native.Ranked(w[inside], inside.start, mask.keep, absolute), w[inside]
+        wanted = keys(wanted.abs() if absolute else wanted, mask.words(inside))
+        assert torch.equal(lib.keys(ranked), wanted)
+        near, *counts = lib.near(ranked, 0, 1 << 29)
+        assert torch.equal(near.sort().values, wanted[(wanted >= 0) & (wanted <= 1 << 29)].sort().values)
+        assert counts == [int((wanted < 0).sum()), int((wanted == LOW).sum()), 0]
 
 
 @needs_compiler
@@ -134,11 +140,13 @@ def test_the_cut_and_its_mask_are_those_of_torch(lib, bits, kind):
             stay, seen = kept(c, where, seen)
             wanted.put(p, stay)
         native.InForce.lib = lib
-        found = [lib.keys(scores[p], p.start, None) for p in pieces]
+        found = [native.Ranked(scores[p], p.start, None) for p in pieces]
         assert cut(lambda: iter(found), k) == where
+        for guess in (around(keys(scores)[::3], k / n), (LOW + 1, -LOW - 1), (5, 5)):
+            assert cut(lambda: iter(found), k, guess) == where
         got, seen = Mask(slice(0, n), bits, scores.device), 0
-        for p, c in zip(pieces, found, strict=True):
-            seen += lib.put(c, where.key, where.ties - seen, p.start, got.keep)
+        for c in found:
+            seen += lib.put(c, where.key, where.ties - seen, got.keep)
         assert torch.equal(got.held, wanted.held), case
 
 
@@ -209,7 +217,7 @@ def test_threads_do_not_change_bits(lib):
         lib.adam((w, g, m, v), 0, None, (None, None, torch.ones(())), {"lr": 1e-3, "weight_decay": 0.0},
                  {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}, False)  # fmt: skip
         bins = torch.zeros(native.WAYS * threads, 1 << 16, dtype=torch.int32)
-        lib.count(lib.keys(w, 0, None), bins)
+        lib.count(lib.keys(native.Ranked(w, 0, None)), bins)
         found.append((w, m, v, lib.norms(g, None), bins.sum(0).float()))
     torch.set_num_threads(before)
     assert all(same(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
@@ -307,7 +315,7 @@ def test_a_compiler_that_fails_means_torch_said_aloud_or_a_refusal(monkeypatch, 
         native.settle(True, needed=True)
     asked = tiny_trial.settled(tmp_path, "CONFIG_SYS_NATIVE_ON=y")
     with pytest.raises(native.NativeError, match=text):  # in a stage of the dry run whose refusal is exit 2
-        Rig(asked.values, asked.where, 256, tmp_path).bind()
+        Rig(asked.values, asked.where, tmp_path).bind()
     native.settle(False)
     assert native.InForce.name == "torch" and not capsys.readouterr().out
 
