@@ -8,6 +8,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
 
 using i64 = int64_t;
 using i32 = int32_t;
@@ -42,14 +45,22 @@ struct Mask {
   const Kept* of(i64 at, i64 n, Kept* spare) const {
     const i64 from = first + at;
     if (held && !bits && from >= 0 && from + n <= size) return (const Kept*)held + from;
-    std::memset(spare, -1, n);
     const i64 begin = std::max<i64>(0, -from), end = std::min(n, size - from);
-    if (held && !bits)
-      for (i64 i = begin; i < end; ++i) spare[i] = held[from + i];
-    else if (held)
-      for (i64 i = begin; i < end; i += 8) {
-        std::memcpy(spare + i, BYTES.of[held[(from + i) / 8]], 8);  // may pass the end: bits there are set, and `spare` is longer
-      }
+    if (!held || begin > 0 || end < n) std::memset(spare, -1, n);
+    if (!held) return spare;
+    i64 i = begin;
+    if (!bits)
+      for (; i < end; ++i) spare[i] = held[from + i];
+#ifdef __AVX512BW__
+    for (; i + 64 <= end; i += 64) {
+      __mmask64 word;
+      std::memcpy(&word, held + (from + i) / 8, 8);
+      _mm512_storeu_si512(spare + i, _mm512_movm_epi8(word));
+    }
+#endif
+    for (; i < end; i += 8) {
+      std::memcpy(spare + i, BYTES.of[held[(from + i) / 8]], 8);  // may pass the end: bits there are set, and `spare` is longer
+    }
     return spare;
   }
 };
