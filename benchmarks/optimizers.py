@@ -143,9 +143,12 @@ def pruning(threads: int, rounds: int) -> list[Figure]:
     # both start from dense weights each time: what is zero already is ranked otherwise
     dense, first = pruner.flat.clone(), [m.weight.detach().clone() for m in plain]
 
-    def update() -> None:
+    def restore() -> None:
         pruner.flat.copy_(dense)
         pruner.mask.held.fill_(-1)
+
+    def update() -> None:
+        restore()
         pruner.update(int(0.75 * TOTAL), 0.75)
 
     def peer() -> None:
@@ -166,7 +169,7 @@ def pruning(threads: int, rounds: int) -> list[Figure]:
     candidates: dict[str, Call] = {"cut": ranked} | ({"cut native": under(lib, ranked)} if lib else {})
     found = alternate(candidates | {"cat + kthvalue": joined}, rounds, threads)
     candidates = {"update": update} | ({"update native": under(lib, update)} if lib else {})
-    updates = alternate(candidates | {"global_unstructured": peer}, rounds, threads)
+    updates = alternate(candidates | {"restore": restore, "global_unstructured": peer}, rounds, threads)
     step = masked(built.optimizer, pruner.mask_gradients)
     candidates = {"masked": step} | ({"masked native": under(lib, step)} if lib else {})
     taken = alternate(candidates | {"torch fused": peers.adamw(model, fused=True).step}, rounds, threads)
@@ -180,7 +183,8 @@ def pruning(threads: int, rounds: int) -> list[Figure]:
             Figure(f"threshold of a parameter{name}", ns, "ns", most, "", is_dirty(found)),
             against(f"update of the masks{name}", updates, f"update{name}", "global_unstructured", "<= 0.25", n),
         ]
-        mean = median(taken[f"masked{name}"]) + median(updates[f"update{name}"]) / INTERVAL
+        once = median(updates[f"update{name}"]) - median(updates["restore"])  # no trial restores its weights
+        mean = median(taken[f"masked{name}"]) + once / INTERVAL
         ratio, text = mean / median(taken["torch fused"]), f"one update in {INTERVAL} steps"
         rows.append(Figure(f"AdamW, masks, updates{name}", ratio, "x", bound, text, is_dirty(taken)))
     return rows
