@@ -95,6 +95,12 @@ class Pruner:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave."""
 
+    def masked(self) -> int:
+        """Zeros in the masks, counted."""
+        return 0
+
+    held = 0
+    """Zeros that the last update made."""
     nbytes = 0
     """Of masks and scores."""
     wanted = 0.0

@@ -54,8 +54,6 @@ class Masked(Pruner):
         step = self.mask.chunks[0].stop - self.mask.chunks[0].start
         self.parts = [[slice(a, min(a + step, s.stop)) for a in range(s.start, s.stop, step)] for s in spans]
         """Chunks of each weight."""
-        self.held = 0
-        """Zeros that the last update made."""
 
     @abstractmethod
     def score(self, at: slice) -> Tensor:
@@ -192,7 +190,29 @@ class Masked(Pruner):
 def clauses(prune: Prune) -> tuple[Clause, ...]:
     """What holds of every method at each evaluation and at the end."""
     return (
-        Clause("prune/sparsity", "eval", lambda loop: (loop.pruner.wanted, loop.pruner.sparsity()), CLOSE),
+        Clause("prune/weights", "eval", lambda loop: ([], _forgotten(prune.section, loop))),
+        Clause("prune/sparsity", "eval", lambda loop: (_asked(prune, loop), loop.pruner.sparsity()), CLOSE),
         Clause("prune/mask", "eval", lambda loop: (loop.pruner.held, loop.pruner.masked())),
         Clause("prune/final", "end", lambda loop: (prune.section.sparsity, loop.pruner.sparsity()), CLOSE),
     )
+
+
+def _forgotten(section: Any, loop: Any) -> list[str]:
+    """Layers of the model that nothing prunes, though the configuration does not spare them."""
+    named = {n: m for n, m in loop.built.model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    spared = [n for n, m in named.items() if isinstance(m, nn.Conv2d)][: bool(section.skip_first)]
+    spared += [n for n, m in reversed(named.items()) if isinstance(m, nn.Linear)][: bool(section.skip_last)]
+    known = {id(p) for p in loop.pruner.weights.values()}
+    known |= {id(m.weight) for m in loop.built.model.modules() if isinstance(m, nn.Embedding)}
+    left = [n for n, m in named.items() if n not in spared and m.weight.requires_grad and id(m.weight) not in known]
+    return [n for n in left if section.pattern is Pattern.FREE or named[n].weight[0].numel() % GROUP == 0]
+
+
+def _asked(prune: Prune, loop: Any) -> float:
+    """What the ramp asks for by now, whether or not an update has heard of it."""
+    ramp, step = prune.ramp(loop.total), loop.step
+    if ramp.end is None:
+        return loop.pruner.wanted
+    if step < ramp.warmup:
+        return 0.0
+    return ramp.target(ramp.end if step >= ramp.end else step - (step - ramp.warmup) % ramp.interval, 0.0)

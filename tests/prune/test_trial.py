@@ -39,7 +39,9 @@ def test_rows_and_contracts_show_the_sparsity(whole):
     assert all(abs(s - t) < 1e-4 for s, t, _ in seen)
     assert sum("sparsity/blocks.0.mlp.up.weight" in m for m in rows) == len(seen) == 6
     assert [m["memory/masks_gib"] for m in rows if "memory/masks_gib" in m] == [16384 / 2**30]
-    assert all({"opt/spike_frac", "opt/soft_reset_frac", "opt/rewarm"} <= m.keys() for m in rows[1:])
+    assert all(
+        {"opt/spike_frac", "opt/soft_reset_frac", "opt/rewarm"} <= m.keys() for m in rows if "learning_rate" in m
+    )
     contracts = {c["name"]: c for c in whole.summary()["contracts"]}
     assert all(contracts[f"prune/{name}"]["ok"] for name in ("sparsity", "mask", "final"))
     assert contracts["prune/final"]["measured"] == 0.5
@@ -96,28 +98,18 @@ def test_masks_that_are_not_applied_fail_the_trial(tmp_path):
     assert "prune/zeros: expected 3705 of 16384, measured 3705 in the mask and 0 in the weights" in said["message"]
 
 
-def test_weights_that_come_back_fail_the_trial_at_the_next_evaluation(tmp_path):
-    def before():
-        real, calls = Mask.apply, [0]
-
-        def apply(self, *flats):
-            calls[0] += 1
-            if len(flats) > 1 or calls[0] < 12:
-                real(self, *flats)
-            if len(flats) == 1 and calls[0] > 12:
-                flats[0].fill_(1e-3)  # gradients that nobody masks
-
-        Mask.apply = apply
-
-    _, attempt, code = run(tmp_path, PRUNED, before)
-    said = attempt.read("exit")
-    assert code == 1 and said["class"] == "effect" and "prune/" in said["message"]
-
-
 def test_a_dense_trial_with_zeros_fails(tmp_path):
     def before():
-        real = torch.count_nonzero
-        torch.count_nonzero = lambda t: real(t) - 10  # ten zeros in each matrix
+        from ablab.train import Loop
+
+        real = Loop.train_step
+
+        def train_step(self):
+            real(self)
+            with torch.no_grad():
+                self.built.model.get_parameter("blocks.0.mlp.up.weight")[0] = 0
+
+        Loop.train_step = train_step
 
     _, attempt, code = run(tmp_path, "", before)
     said = attempt.read("exit")
