@@ -388,6 +388,12 @@ def test_two_processes_equal_one_with_all_mechanisms(tmp_path):
     assert case.passed == ["ddp"], case.reason
 
 
+def test_state_that_is_not_there_yet_is_no_difference(tmp_path):
+    case = check.Case(["x-s1"], "", *tiny_of(tmp_path, "CONFIG_OPT_ADAMWSPAM=y\nCONFIG_OPT_ADAMWSPAM_PROFILE_LAB=y\n"))
+    check.together([case], tmp_path)
+    assert case.passed == ["ddp"], case.reason
+
+
 PRUNED = "CONFIG_OPT_ADAMWPRUNE=y\nCONFIG_PRUNE_STATE=y\n"
 
 
