@@ -4,8 +4,9 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -20,6 +21,8 @@ BASE_GIB = (0.3, 0.8)  # of a process: torch on a CPU; torch and a CUDA context
 MEM_BAND = (1.0, 1.1, 1.4)  # allocator slack, as factors
 COMPILED = 0.6  # a compiled graph keeps less for backward: of the activations, in the low estimate
 TIME_BAND = ((0.85, 0.7), (0.65, 1.0), (0.4, 2.0))  # share of the peak that products reach; factor on dispatch
+PACE_BAND = (1.0, 1.4, 2.5)  # on the fastest pass: alone on the machine, with data and update beside it, among others
+PACE_S = 0.5  # of a pass that is measured, about, at most
 FITS_IN = statistics.NormalDist()
 SIDE = FITS_IN.inv_cdf(0.9)  # low and high are where one of ten falls below and above
 START_S = (0.3, 0.8, 3.0)  # of a process, until its first step
@@ -51,6 +54,36 @@ def gemm_rate(dtype: torch.dtype, size: int = 512, repeats: int = 8) -> float:
         a @ a
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def pace(cfg: RunConfig, rate: float) -> float:
+    """Seconds of an image, forward and backward, on the CPU at the micro batch, or less of it where that takes long.
+
+    Measured, for convolutions of few channels, normalisation and pooling move bytes far below the `rate` of products.
+    """
+    names = [n for n in cfg.values if n.startswith(("MODEL_", "DATA_AUGMENT_RESIZE", "SYS_AMP", "SYS_THREADS"))]
+    key = (cfg.train.batch_micro, *((n, cfg.values[n]) for n in names))
+    if key not in _paces:
+        _paces[key] = _pace(cfg, rate)
+    return _paces[key]
+
+
+_paces: dict[Any, float] = {}
+
+
+def _pace(cfg: RunConfig, rate: float) -> float:
+    network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, cfg.data.classes)
+    image_s = network.flops_per_token(cfg.data.extent(cfg.model.length)) / rate
+    size = max(1, min(cfg.train.batch_micro, int(PACE_S / image_s)))
+    batch = cfg.data.noise(size, cfg.model.length, cfg.data.classes, torch.Generator().manual_seed(0))
+    took = []
+    for _ in range(4):  # the first also lays out memory
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, cfg.sys.amp is Amp.BF16):
+            loss = network(batch.x, batch.y).loss
+        loss.backward()
+        took.append(time.perf_counter() - start)
+    return min(took) / size
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +158,11 @@ def forecast(
     rate: float | None,
     gbs: float | None = None,
     evaluated: int = 0,
+    image_s: float | None = None,
 ) -> Forecast:
     """What a trial will need.  `samples` are those of an epoch, None as long as there is no prepared data; `rate` is
     `peak`, `gbs` the bandwidth of the device where it is known; `evaluated` targets are looked at in an evaluation of
-    whole splits."""
+    whole splits; `image_s` is `pace`, which takes the place of the rate."""
     t, length = cfg.train, cfg.model.length
     found = memory(cfg, n_vocab)
     tokens = t.batch_effective * length
@@ -150,7 +184,10 @@ def forecast(
     fixed = [a + saves * b for a, b in zip(START_S, SAVE_S, strict=True)]
     if cfg.sys.compile is Switch.ON:
         fixed = [a + b for a, b in zip(fixed, COMPILE_S, strict=True)]
-    work = ((found.flops * trained / rate + moved_s) / share + calls * slow for share, slow in TIME_BAND)
+    if image_s:
+        work: Iterable[float] = (trained * image_s * factor for factor in PACE_BAND)
+    else:
+        work = ((found.flops * trained / rate + moved_s) / share + calls * slow for share, slow in TIME_BAND)
     return replace(found, hours=tuple((w + f) / 3600 for w, f in zip(work, fixed, strict=True)), steps=steps)
 
 
@@ -197,7 +234,8 @@ def here(
         torch.set_num_threads(cfg.sys.threads)
     rate = gpu[0 if cfg.sys.amp is Amp.BF16 else 1] * 1e12 if gpu else peak(cfg, device) if known else None
     there = gpu or (present() if device.type == "cuda" else None)
-    found = forecast(cfg, vocab, samples, rate, there.gbs if there else None, evaluated)
+    image_s = pace(cfg, rate) if rate and not there and not cfg.attention else None
+    found = forecast(cfg, vocab, samples, rate, there.gbs if there else None, evaluated, image_s)
     factors = (band or {}).get("mem_gib")
     told = replace(found, mem_gib=tuple(banded(found.mem_gib[1], factors, found.exact_gib))) if factors else found
     if there:

@@ -192,3 +192,21 @@ def test_a_band_decides_what_fits_and_changes_no_number(tmp_path):
     same, refused = forecast.here(cfg, gpu, {"mem_gib": [40.0, 50.0, 60.0]})
     assert same == found and fits.startswith("fits: ") and refused.startswith("does not fit: ")
     assert "probability 0.00" in refused
+
+
+IMAGES = "CONFIG_DATA_SYNTHIMAGE=y\nCONFIG_DATA_SYNTHIMAGE_SAMPLES=300\nCONFIG_MODEL_LENET5=y\nCONFIG_TRAIN_EPOCHS=2\n"
+IMAGES += "CONFIG_EVAL_INTERVAL=0\n"
+
+
+def test_an_image_on_a_cpu_takes_what_it_took(tmp_path, monkeypatch):
+    cfg = load(tmp_path, IMAGES)
+    network = cfg.model.build(cfg.attention, cfg.mlp, cfg.train.seed, cfg.data.classes)
+    took = forecast.pace(cfg, 1e11)
+    assert took > network.flops_per_token(32) / 1e11  # products are the least of it
+    cfg.data.prepare()
+    monkeypatch.setattr(forecast, "pace", lambda cfg, rate: 0.5)
+    found, _ = forecast.here(cfg)
+    assert found.steps == 113  # 2 x 225 images by 4
+    looked = sum(cfg.data.samples(split, 1) for split in ("val", "test"))
+    # at the start, after each epoch, without backward
+    assert 3600 * found.hours[0] == pytest.approx(0.5 * (452 + 3 * looked / 3), rel=0.01)
