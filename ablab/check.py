@@ -22,6 +22,7 @@ from ablab.config import RunConfig
 from ablab.data import DataError
 from ablab.machine import Gpu
 from ablab.model._flow import FlowError
+from ablab.plan import flaws
 from ablab.plugin import EffectError
 from ablab.rig import BLOCK, MICRO, CheckError, Rig, alone_and_together, shrunk
 from ablab.rundir import write_bytes
@@ -103,6 +104,7 @@ def main(folder: str) -> int:
     sets, failures = (
         ({}, []) if plan["mode"] == "forecast" else _data(cases, None if plan.get("start", True) else missing)
     )
+    _budgets(cases, sets)
     if plan["mode"] == "data":  # no other stage will look at them
         failures += _unbound(cases)
     if plan["mode"] == "check":
@@ -234,6 +236,17 @@ def _data(cases: list[Case], uncovered: list[str] | None) -> tuple[dict[str, dic
         except (ValueError, CheckError) as error:
             failures.append(f"{case.ids[0]}: failed in stage data: {error}")
     return sets, failures
+
+
+def _budgets(cases: list[Case], sets: Mapping[str, Any]) -> None:
+    """Refuse the cases whose epochs, now that their length is known, have no room for what should happen in them."""
+    for case in (c for c in cases if c.values["TRAIN_BUDGET_EPOCHS"] and _data_key(c) in sets):
+        try:
+            cfg = config.load(case.values, case.where)
+        except ValueError:  # the stage bind says it
+            continue
+        if found := [*flaws(case.values, cfg.data.samples("train", cfg.model.length))]:
+            case.stage, case.reason, case.refused = "budget", "; ".join(found), True
 
 
 def _read(cfg: RunConfig, manifest: Mapping[str, Any]) -> None:

@@ -669,13 +669,16 @@ def _step_tokens(values: Mapping[str, Any]) -> int:
     return values["TRAIN_BATCH_EFFECTIVE"] * values.get("MODEL_GPT_BLOCK", 1)
 
 
-def _flaws(v: Mapping[str, Any]) -> Iterator[str]:
-    """A batch that does not divide, a budget that can show nothing."""
+def flaws(v: Mapping[str, Any], samples: int | None = None) -> Iterator[str]:
+    """A batch that does not divide, a budget that can show nothing; one of epochs once their `samples` are known."""
     batch, micro, interval = v["TRAIN_BATCH_EFFECTIVE"], v["TRAIN_BATCH_MICRO"], v["EVAL_INTERVAL"]
     if batch % micro:
         text = f"CONFIG_TRAIN_BATCH_MICRO={micro}: does not divide CONFIG_TRAIN_BATCH_EFFECTIVE={batch}"
         yield f"{text}; choose a divisor, or 0 for auto"
-    if (steps := _steps(v)) is None:
+    steps = _steps(v)
+    if samples and v["TRAIN_BUDGET_EPOCHS"]:
+        steps = -(-v["TRAIN_EPOCHS"] * samples // batch)
+    if steps is None:
         return
     budget, evals = f"CONFIG_TRAIN_{_budget_kind(v).upper()}", -(-steps // interval) if interval else None
     if v["SCHED_WARMUP"] >= steps:
@@ -686,6 +689,13 @@ def _flaws(v: Mapping[str, Any]) -> Iterator[str]:
         name = "START" if begin == v["SCHED_COUPLING_START"] else "WINDOW"
         text = f"CONFIG_SCHED_COUPLING_{name}={begin}: the budget ends before any coupling starts, after {steps} steps"
         yield f"{text}; lower it or raise {budget}"
+    if "PRUNE_WARMUP" in v:
+        fixed = v["PRUNE_RAMP_BY_STEP"]
+        end = v["PRUNE_RAMP_STEP"] if fixed else int(v["PRUNE_RAMP_FRACTION"] * steps)
+        if not v["PRUNE_WARMUP"] < end <= steps:
+            text = f"CONFIG_PRUNE_WARMUP={v['PRUNE_WARMUP']}: the ramp of pruning must end after it and within"
+            cause = f"CONFIG_PRUNE_RAMP_{'STEP' if fixed else 'FRACTION'} ends it at step {end}"
+            yield f"{text} {steps} steps, but {cause}; lower what is beyond, or raise {budget}"
     if evals is not None and evals < LEAST_EVALS:
         text = f"CONFIG_EVAL_INTERVAL={interval}: {evals} evaluations in {steps} steps, {LEAST_EVALS} or more"
         yield f"{text} are needed; lower it or raise {budget}"
@@ -694,7 +704,7 @@ def _flaws(v: Mapping[str, Any]) -> Iterator[str]:
 def _problems(trials: Sequence[Trial]) -> list[str]:
     """The flaws, each with a trial that has it."""
     found: dict[str, list[str]] = {}
-    for trial, flaw in ((t, flaw) for t in trials for flaw in _flaws(t.values)):
+    for trial, flaw in ((t, flaw) for t in trials for flaw in flaws(t.values)):
         found.setdefault(flaw, []).append(trial.id)
     more = {flaw: f" and {len(ids) - 1} more" if ids[1:] else "" for flaw, ids in found.items()}
     return [f"{ids[0]}{more[flaw]}: error: {flaw}" for flaw, ids in found.items()]

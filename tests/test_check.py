@@ -23,6 +23,7 @@ from ablab.rig import SHARED
 from ablab.tensor.stage import Enrich, Gate, LatentDelta
 from tests import trial as tiny
 from tests.contract.test_knobs import mechanisms
+from tests.test_images import IMAGES
 
 
 def tiny_of(tmp_path, extra=""):
@@ -73,6 +74,20 @@ def test_a_configuration_that_does_not_settle_is_a_bad_request(tmp_path, capsys)
     write(tmp_path, {"a-s1": text(tmp_path).replace("CONFIG_TRAIN_STEPS=20", "CONFIG_TRAIN_STEPS=no")})
     assert check.main(str(tmp_path)) == 2
     assert "CONFIG_TRAIN_STEPS=no: not an int" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["data", "check"])
+def test_epochs_are_a_budget_like_any_other_once_data_is_there(tmp_path, capsys, mode):
+    """225 images by 32: 15 steps in two epochs."""
+    fine = IMAGES.replace("EPOCHS=3", "EPOCHS=2")
+    short = fine.replace("EVAL_INTERVAL=0", "EVAL_INTERVAL=4")
+    short += "CONFIG_SCHED_WARMUP=15\nCONFIG_PRUNE_MAGNITUDE=y\nCONFIG_PRUNE_WARMUP=11\n"
+    write(tmp_path, {"a-s1": text(tmp_path, fine), "b-s1": text(tmp_path, short)}, mode)
+    assert check.main(str(tmp_path)) == 2
+    out = capsys.readouterr().out
+    assert "b-s1: failed in stage budget: CONFIG_SCHED_WARMUP=15: the budget ends inside the warm-up, after 15" in out
+    assert "CONFIG_PRUNE_RAMP_FRACTION ends it at step 11" in out and "CONFIG_EVAL_INTERVAL=4: 4 evaluations" in out
+    assert "a-s1: failed" not in out
 
 
 def test_missing_data_fails(tmp_path, capsys):

@@ -406,6 +406,14 @@ def test_a_study_that_cannot_be_is_refused(project, text, error):
             {"CONFIG_SCHED_COUPLING_VARIANCE": "y"},
             ["CONFIG_SCHED_COUPLING_WINDOW=50: the budget ends before any coupling starts"],
         ),
+        (
+            {"CONFIG_PRUNE_MAGNITUDE": "y", "CONFIG_PRUNE_WARMUP": "37"},
+            ["CONFIG_PRUNE_WARMUP=37: the ramp of pruning must end after it and within 50 steps, but CONFIG_PRUNE_R"],
+        ),
+        (
+            {"CONFIG_PRUNE_MAGNITUDE": "y", "CONFIG_PRUNE_RAMP_BY_STEP": "y", "CONFIG_PRUNE_RAMP_STEP": "51"},
+            ["CONFIG_PRUNE_RAMP_STEP ends it at step 51"],
+        ),
     ],
 )
 def test_a_budget_or_batch_that_cannot_work_is_refused(variables, texts):
@@ -434,7 +442,7 @@ def test_autos_on_a_cpu():
         ("TRAIN_BATCH_MICRO", "TRAIN_BATCH_MICRO", "12"),
     }
     assert {"no GPU", "4 cores, 2 at once"} < {a["why"] for a in p.autos}
-    assert all("AUTO=y" not in t.config for t in p.trials)
+    assert not [a for a in p.autos for t in p.trials if f"CONFIG_{a['asked']}=y" in t.config]
     assert p.trials[0].overrides == ()
 
 

@@ -7,10 +7,11 @@ import signal
 import pytest
 import torch
 
-from ablab import checkpoint, rundir
+from ablab import checkpoint, plan, rundir
 from ablab.prune._mask import Mask
 from ablab.report import load
 from tests import trial as tiny
+from tests.test_images import IMAGES
 from tests.test_resume import disturbed
 
 PRUNED = "CONFIG_PRUNE_MAGNITUDE=y\nCONFIG_PRUNE_WARMUP=4\nCONFIG_PRUNE_INTERVAL=2\n"
@@ -118,8 +119,12 @@ def test_a_dense_trial_with_zeros_fails(tmp_path):
 
 def test_a_ramp_beyond_the_budget_is_refused(tmp_path):
     extra = PRUNED.replace("WARMUP=4", "WARMUP=15")
-    _, attempt, code = run(tmp_path, extra)
-    assert code == 2 and "CONFIG_PRUNE_WARMUP = 15" in attempt.read("exit")["message"]
+    with pytest.raises(plan.PlanError, match="CONFIG_PRUNE_WARMUP=15: the ramp of pruning must end after it"):
+        tiny.campaign(tmp_path, extra)
+    _, attempt, code = run(
+        tmp_path, IMAGES + PRUNED.replace("WARMUP=4", "WARMUP=16")
+    )  # who plans 22 steps is not asked
+    assert code == 2 and "CONFIG_PRUNE_WARMUP = 16" in attempt.read("exit")["message"]
 
 
 @pytest.mark.parametrize("fraction, step_s", [(0.75, 0.1), (1.0, 0.1), (0.75, 0.7)])  # then none begins after 75 %
