@@ -20,6 +20,15 @@ from ablab import journal, rundir
 SEEDS, POINTS, KINDS = 10, 10, 8
 CLOCKS = ("startup_s", "compile_s", "warmup_s", "eval_s", "checkpoint_s", "data_s", "other_s")
 EVAL_EVERY = 10
+MACHINE: dict[str, Any] = {
+    "resolved": {"compile": "off", "amp": "off", "tf32": False, "cudnn_benchmark": False, "attention_kernel": "math"}
+    | {"threads": 1, "workers": 0},
+    "batch": {"micro": 8, "accum": 1, "world": 1, "effective": 8, "seq_len": 64, "tokens_per_step": 512},
+    "budget": {"kind": "steps", "limit": 200.0},
+    "data": {"name": "synth", "sha256": "0" * 64, "tokenizer": None, "split": "0" * 64, "order_seed": 0},
+    "software": {"python": "3.11", "torch": "2.13", "cuda": None, "hip": None, "driver": None, "kernel": "6.1"},
+    **{"devices": [], "cpu": {"model": "a CPU", "cores": [0]}, "env": {}, "neighbours": [], "resume": None},
+}
 CHILD = """import resource, sys, time
 start = time.perf_counter()
 from ablab.__main__ import main
@@ -117,7 +126,9 @@ def _trial(
     used = {"steps": count, "tokens": last["tokens"], "train_s": last["train_s"], "total_s": last["wall_s"]}
     perf = {"tok_per_s": 1e5, "step_ms_p50": 1.0, "step_ms_p95": 2.0, "mfu": None, "peak_mem_bytes": 2**28}
     primary = {"key": "val_loss", "value": last["m"]["val_loss"], "direction": "lower", "step": last["step"]}
-    put("built", {"params": 1, "modules": [{"path": f"blocks.{i}", "class": "Block"} for i in range(48)]})
+    tensor = {"weight": {"shape": [64, 64]}}
+    modules = [{"path": f"blocks.{i}", "class": "Block", "tensors": tensor} for i in range(48)]
+    put("built", {"params": 1, "modules": modules})
     put(
         "manifest",
         {
@@ -125,6 +136,7 @@ def _trial(
             "trial": {k: trial.record[k] for k in ("id", "hash", "group")},
             **{"attempt": 1, "lease": lease, "created": "2026-01-01T00:00:00Z", "code": code},
             "config": {f"TRAIN_{i}": {"value": i, "text": str(i), "origin": "default"} for i in range(150)},
+            **{"seeds": dict.fromkeys(("train", "data", "eval"), trial.record["seed"]), **MACHINE},
         },
     )
     put(
