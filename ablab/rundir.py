@@ -144,30 +144,34 @@ def _node(left: list[str]) -> tuple[Any, bool]:
     return node, (left[-1:] == ["?"] and bool(left.pop())) or null or node == "a"
 
 
-def _flaw(value: Any, node: Any, null: bool, at: str) -> str | None:
-    """What is wrong with a value, or None."""
+def _flaw(value: Any, node: Any, null: bool) -> str | None:
+    """Where in a value something is wrong and what, or None."""
     if value is None:
-        return None if null else f"{at} is missing"
+        return None if null else " is missing"
     if isinstance(node, str):
         wanted, fits = _PLAIN[node]
-        return None if fits(value) else f"{at} is {value!r:.60}, not {wanted}"
+        return None if fits(value) else f" is {value!r:.60}, not {wanted}"
+    parts: Iterable[tuple[Any, Any, Any]]
     if isinstance(node, list):
         if not isinstance(value, list | tuple):
-            return f"{at} is {value!r:.60}, not a list"
-        parts = [(v, node[0], f"{at}[{i}]") for i, v in enumerate(value)]
+            return f" is {value!r:.60}, not a list"
+        parts = ((f"[{i}]", v, node[0]) for i, v in enumerate(value))
     elif not isinstance(value, Mapping):
-        return f"{at} is {value!r:.60}, not an object"
+        return f" is {value!r:.60}, not an object"
     elif "*" in node:
-        parts = [(v, node["*"], f"{at}.{k}") for k, v in value.items()]
+        parts = ((k, v, node["*"]) for k, v in value.items())
     else:
-        parts = [(value.get(k), item, f"{at}.{k}") for k, item in node.items()]
-    return next((flaw for v, item, where in parts if (flaw := _flaw(v, *item, where))), None)
+        parts = ((k, value.get(k), item) for k, item in node.items())
+    for k, v, item in parts:
+        if flaw := _flaw(v, *item):
+            return f"{k}{flaw}" if isinstance(node, list) else f".{k}{flaw}"
+    return None
 
 
 def check(kind: str, payload: Any, place: Path) -> None:
     """Raises RunError when a payload lacks the keys and types of its kind."""
-    if flaw := _flaw(payload, _schema(kind), False, kind):
-        raise RunError(f"{place}: {flaw}; the file was edited, damaged or written by another program")
+    if flaw := _flaw(payload, _schema(kind), False):
+        raise RunError(f"{place}: {kind}{flaw}; the file was edited, damaged or written by another program")
 
 
 def write_bytes(path: Path, data: bytes, *, guard: Guard | None = None, write: Write = os.write) -> None:
