@@ -12,6 +12,7 @@ from ablab.report.table import Table, merge, shown
 
 CAPTION = "Difference and exact interval of each contrast; marker and colour tell the verdict."
 WIDTH, HEIGHT, ROW = 11.0, 1.4, 0.28  # inches
+MOST = 100  # contrasts that a picture shows, registered ones first; report.html has all
 HEADING = -1.0  # the row above the first
 TABS = (*((x, "right") for x in (0.14, 0.31, 0.48, 0.6, 0.67)), (0.72, "left"))
 
@@ -50,6 +51,9 @@ def info(c: Loaded, verdicts: Sequence[Verdict]) -> Info | None:
     if all(v.effect is None for v in verdicts):
         return None
     title = f"{c.what}: left minus right"
+    if (left := len(verdicts) - MOST) > 0:
+        first = sorted(range(len(verdicts)), key=lambda i: not verdicts[i].contrast.registered)[:MOST]
+        verdicts, title = [verdicts[i] for i in sorted(first)], f"{title}; {left} further contrasts: report.html"
     return arrange(title, f"difference of {c.key} ({c.metric.unit})", c.registered["margin"], verdicts)
 
 

@@ -18,6 +18,7 @@ CAPTION = (
 )
 TOGETHER = 4  # more curves than this in one panel cannot be told apart
 COLUMNS = 3
+MOST = 48  # arms that a picture shows: more make it longer than anyone scrolls, and a minute to draw
 NAME = 30  # characters
 FIRST = 0.1  # the vertical range leaves out what lies before this part of the axis, where all curves fall steeply
 LAST = 0.5  # part of the axis that the second panel shows
@@ -52,11 +53,13 @@ class Info:
 def info(c: Loaded, verdicts: Sequence[Verdict]) -> Info | None:
     """The curves of the registered metric, over tokens if they are the budget, else over steps."""
     axis = {"tokens": ("tokens", "training tokens")}.get(c.registered["budget"], ("step", "optimizer steps"))
+    done = [a for a in c.arms.values() if any(t.is_done for t in a.trials)]
     arms = [
-        (f"{a.label} {a.title}".strip(), [t.points(c.key, axis[0]) for t in a.trials if t.is_done])
-        for a in c.arms.values()
+        (f"{a.label} {a.title}".strip(), [t.points(c.key, axis[0]) for t in a.trials if t.is_done]) for a in done[:MOST]
     ]
-    found = arrange(f"{c.key}: median and range over seeds", axis[1], f"{c.key} ({c.metric.unit})", arms)
+    title = f"{c.key}: median and range over seeds"
+    title += f", the first {MOST} of {len(done)} arms" if len(done) > MOST else ""
+    found = arrange(title, axis[1], f"{c.key} ({c.metric.unit})", arms)
     return found if found.curves else None
 
 
@@ -85,7 +88,7 @@ def draw(info: Info) -> Any:
         for ax, part in zip(axes, (0.0, LAST), strict=True):
             for number, curve in enumerate(info.curves):
                 _curve(ax, curve, number)
-            _frame(ax, info, info.curves, part)
+            ax.set(xlabel=info.x_label, ylabel=info.y_label, **_limits(info, part))
         axes[0].set_title(info.title)
         axes[1].set_title(f"the last {1 - LAST:.0%}")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=COLUMNS)
@@ -96,9 +99,8 @@ def draw(info: Info) -> Any:
     for ax, curve in zip(grid.flat, others, strict=False):
         _curve(ax, first, 0)
         _curve(ax, curve, 1)
-        _frame(ax, info, info.curves, LAST)
-        ax.set(xlabel=None, ylabel=None)
         ax.set_title(_name(curve), fontsize=8)
+    grid[0, 0].set(**_limits(info, LAST))  # which all share
     for ax in list(grid.flat)[len(others) :]:
         ax.set_axis_off()
     figure.suptitle(f"{info.title}, the last {1 - LAST:.0%}; black: {_name(first)}")
@@ -119,12 +121,10 @@ def _name(curve: Curve) -> str:
     return f"{_style.label(curve.arm, NAME)} (n={curve.n})"
 
 
-def _frame(ax: Any, info: Info, curves: Sequence[Curve], part: float) -> None:
-    """Axis names, and ranges that show the curves from `part` of the axis on."""
-    end = max(c.x[-1] for c in curves)
+def _limits(info: Info, part: float) -> dict[str, Any]:
+    """Ranges that show the curves from `part` of the axis on."""
+    end = max(c.x[-1] for c in info.curves)
     start = max(part, FIRST) * end
-    seen = [v for c in curves for x, *values in zip(c.x, c.low, c.high, strict=True) if x >= start for v in values]
+    seen = [v for c in info.curves for x, *values in zip(c.x, c.low, c.high, strict=True) if x >= start for v in values]
     room = 0.05 * ((max(seen) - min(seen)) or abs(max(seen)) or 1.0)
-    ax.set_ylim(min(seen) - room, max(seen) + room)
-    ax.set_xlim(part * end, end if end > 0 else 1.0)
-    ax.set(xlabel=info.x_label, ylabel=info.y_label)
+    return {"ylim": (min(seen) - room, max(seen) + room), "xlim": (part * end, end if end > 0 else 1.0)}
