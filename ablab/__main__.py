@@ -258,7 +258,8 @@ def options(v: Vars, trials: int = 0) -> Any:
 
     tty = sys.stdin.isatty() and sys.stdout.isatty()
 
-    def finish(found: Any) -> None:
+    def finish(campaign: Any) -> None:
+        found = report.read(campaign)
         path = report.build(found)
         print(
             f"\n{report.summary_table(found)}\n\nreport: {shown(path.with_name('report.html'))}\n        {shown(path)}"
@@ -464,7 +465,7 @@ def _(v: Vars) -> int:
     """Write report.html, report.md, table.csv and the figures of a campaign, from its files alone."""
     from ablab import report
 
-    found = campaign(v)
+    found = report.read(campaign(v))
     path = report.build(found)
     pages = f"report: {shown(path.with_name('report.html'))}\n        {shown(path)}"
     return show(v, f"{report.summary_table(found)}\n\n{pages}")

@@ -8,13 +8,15 @@ application/json blocks, and a script that only ever sets text.
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
+from functools import cache, reduce
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
+import numpy as np
+
 from ablab import metrics
+from ablab.report.index import Columns
 from ablab.report.table import Table, line
 
 POINTS = 400  # of a curve at most
@@ -35,6 +37,7 @@ def assets() -> tuple[str, str]:
     return script, style
 
 
+@cache
 def policy(live: bool = False) -> str:
     """The content security policy of every page; a live one may ask its own server."""
     script, style = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in assets())
@@ -95,45 +98,63 @@ def curve_block(made: Sequence[Model], keys: Iterable[str]) -> Model | None:
     return {"type": "curves", "arms": made, "metrics": names, "units": units, "axes": AXES} if names else None
 
 
-def band(seeds: Sequence[Sequence[Mapping[str, Any]]], key: str, most: int) -> Model | None:
+def band(seeds: Iterable[Columns], key: str, most: int) -> Model | None:
     """One metric over the rows of some trials, at the steps that all have: x for each axis, y, and lo and hi where
     there are several; at most `most` points, extremes kept."""
-    found = [{r["step"]: r for r in rows if r["m"].get(key) is not None} for rows in seeds]
-    found = [rows for rows in found if rows]
-    steps = sorted(set.intersection(*map(set, found))) if found else []
-    if not steps:
+    found = []
+    for columns in seeds:
+        at, values = columns.get(key)
+        at, values = at[known := np.isfinite(values)], values[known]
+        steps, last = np.unique(columns.axis("step")[at][::-1], return_index=True)
+        if len(at):
+            found.append((columns, steps, at[::-1][last], values[::-1][last]))
+    shared = reduce(np.intersect1d, [f[1] for f in found]) if found else ()
+    if not len(shared):
         return None
-    values = [[rows[s]["m"][key] for rows in found] for s in steps]
-    keep = thin([min(v) for v in values], [max(v) for v in values], most)
-    axes = {a: [six(fmean(rows[steps[i]].get(a, 0) for rows in found)) for i in keep] for a in AXES}
-    made = {"n": len(found), "x": {a: xs if a == "step" else _factor(axes["step"], xs) for a, xs in axes.items()}}
-    made |= {"y": [six(median(values[i])) for i in keep]}
+    where = [np.searchsorted(steps, shared) for _, steps, _, _ in found]
+    values = np.array([v[i] for (*_, v), i in zip(found, where, strict=True)], float)
+    low, high = values.min(0), values.max(0)
+    keep = thin(low, high, most)
+    rows = [(columns, at[i[keep]]) for (columns, _, at, _), i in zip(found, where, strict=True)]
+    step = shared[keep].astype(float)
+    axes = {a: np.mean([np.nan_to_num(c.axis(a)[at]) for c, at in rows], 0) for a in AXES if a != "step"}
+    made = {"n": len(found), "x": {"step": sixes(step), **{a: _factor(step, xs) for a, xs in axes.items()}}}
+    made |= {"y": sixes(np.median(values, 0)[keep])}
     if len(found) > 1:
-        made |= {"lo": [six(min(values[i])) for i in keep], "hi": [six(max(values[i])) for i in keep]}
+        made |= {"lo": sixes(low[keep]), "hi": sixes(high[keep])}
     return made
 
 
-def thin(low: Sequence[float], high: Sequence[float], most: int) -> list[int]:
+def thin(low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray, most: int) -> list[int]:
     """Indices of at most `most` points: the first, the last, and of each stretch between the lowest and the highest."""
     size = len(low)
     if size <= most:
         return list(range(size))
-    keep, parts = {0, size - 1}, (most - 2) // 2
-    for i in range(parts):
-        stretch = range(i * size // parts, (i + 1) * size // parts)
-        keep |= {min(stretch, key=low.__getitem__), max(stretch, key=high.__getitem__)}
-    return sorted(keep)
+    parts = (most - 2) // 2
+    starts = np.arange(parts) * size // parts
+    stretch = np.searchsorted(starts, np.arange(size), "right")
+    lowest, highest = (np.lexsort((side, stretch))[starts] for side in (np.asarray(low), -np.asarray(high)))
+    return sorted({0, size - 1, *lowest.tolist(), *highest.tolist()})
 
 
 def six(value: float) -> float:
     """Six digits: more than any screen shows, half the bytes."""
-    short = float(f"{value:.6g}")
-    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+    return sixes(np.array([value]))[0]
 
 
-def _factor(steps: Sequence[float], xs: Sequence[float]) -> Any:
+def sixes(values: np.ndarray) -> list[float]:
+    """Each with six digits; whole numbers as int."""
+    values = values.astype(float)
+    with np.errstate(divide="ignore"):
+        digits = 5 - np.floor(np.log10(np.abs(values)))
+    up, down = 10.0 ** np.clip(digits, 0, 22), 10.0 ** np.clip(-digits, 0, None)  # powers of ten are exact up to 22
+    short = np.where((digits <= 22) & (values != 0), np.rint(values * up / down) / up * down, values)
+    return [int(v) if v.is_integer() and abs(v) < 1e15 else v for v in short.tolist()]
+
+
+def _factor(steps: np.ndarray, xs: np.ndarray) -> Any:
     """An axis as one factor of the step where it is proportional to it, else its values."""
     if not steps[-1]:
-        return xs
+        return sixes(xs)
     factor = xs[-1] / steps[-1]
-    return six(factor) if all(abs(x - factor * s) <= 1e-5 * abs(x) for x, s in zip(xs, steps, strict=True)) else xs
+    return six(factor) if (np.abs(xs - factor * steps) <= 1e-5 * np.abs(xs)).all() else sixes(xs)

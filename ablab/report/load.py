@@ -179,8 +179,8 @@ class Trial(Curves):
 
     @cached_property
     def manifest(self) -> Mapping[str, Any]:
-        """What ran; empty before that."""
-        return self.dir.manifest() or {}
+        """What ran, but for `config`, of which `values` tells and which is most of it; empty before that."""
+        return {k: v for k, v in (self.dir.manifest() or {}).items() if k != "config"}
 
     @property
     def final(self) -> Mapping[str, float]:

@@ -5,12 +5,11 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from ablab import metrics, plan, rundir
-from ablab.report import load, plots, stats
+from ablab.report import plots, stats
 from ablab.report.load import Arm, Loaded, Trial
 from ablab.report.stats import Verdict
 from ablab.report.table import Cell, Table, escape, line, merge
@@ -155,9 +154,8 @@ def trial_table(c: Loaded) -> Table:
     return merge((*head, *names), rows)
 
 
-def summary_table(campaign: rundir.Campaign | Path) -> str:
+def summary_table(c: Loaded) -> str:
     """Arms with mean, spread, n, the difference to what each is compared with, and what has no result."""
-    c = load.read(campaign)
     against: dict[str, list[Verdict]] = {}
     for (left, _, _), v in zip(c.pairs(), judge(c), strict=True):
         against.setdefault(left.text, []).append(v)
@@ -237,7 +235,7 @@ def facts(c: Loaded) -> Iterable[str]:
     if not r["as_written"]:
         yield "Not as written: steps, axes or seeds come from the make line"
     yield f"Data: {data['name']} ({data['sha256'][:12]})"
-    manifests = [m for t in c.trials if t.is_done and (m := t.dir.manifest())]
+    manifests = [m for t in c.trials if t.is_done and (m := t.manifest)]
     devices = Counter(" + ".join(d["name"] for d in m["devices"]) or m["cpu"]["model"] for m in manifests)
     yield from (f"Hardware: {name}, {n} trials" for name, n in sorted(devices.items()))
     dirty = ", with changes that are not committed" if code["dirty"] else ""

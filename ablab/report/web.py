@@ -3,14 +3,16 @@
 
 import hashlib
 import json
+import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ablab import kconf, plan, rundir
+from ablab import kconf, machine, plan, rundir
 from ablab.report import compare, lens, page
 from ablab.report.blocks import (
     POINTS,
@@ -45,23 +47,44 @@ def build(c: Loaded, verdicts: Sequence[Verdict], figures: Sequence[str]) -> lis
     """Write report.html and trials/<id>.html; returns what was written, which leaves out what had not changed."""
     folder = c.dir.report / "trials"
     folder.mkdir(parents=True, exist_ok=True)
-    base, written = base_values(c), []
-    for t in c.trials:
-        path = folder / f"{rundir.checked(t.id)}.html"
-        mark = f'<meta name="ablab-inputs" content="{_state(c, t)}">'
-        if t.is_done and _is_of(path, mark.encode()):
-            continue
-        for points in (POINTS, 200, 100, 50, 20):
-            data = document(f"{t.id} of {c.name}", trial_model(c, t, base, points), mark).encode()
-            if len(data) <= PAGE_BYTES:
-                break
-        written += _write(path, data)
+    if len(c.trials) > FEW:
+        context = multiprocessing.get_context("fork")  # which hands the campaign over as it is
+        with ProcessPoolExecutor(len(machine.cores()), context, _share, (c,)) as pool:
+            written = [p for found in pool.map(_numbered, range(len(c.trials)), chunksize=16) for p in found]
+    else:
+        base = base_values(c)
+        written = [p for t in c.trials for p in _page(c, t, base)]
     known = {t.id for t in c.trials}
     for path in folder.glob("*.html"):
         if path.stem not in known:
             path.unlink()
     data = document(f"{c.name}: report", campaign_model(c, verdicts, figures)).encode()
     return written + _write(c.dir.report / "report.html", data)
+
+
+_shared: list[tuple[Loaded, Mapping[str, str]]] = []
+
+
+def _share(c: Loaded) -> None:
+    _shared.append((c, base_values(c)))
+
+
+def _numbered(i: int) -> list[Path]:
+    c, base = _shared[0]
+    return _page(c, c.trials[i], base)
+
+
+def _page(c: Loaded, t: Trial, base: Mapping[str, str]) -> list[Path]:
+    """Write the page of a trial, unless it is there."""
+    path = c.dir.report / "trials" / f"{rundir.checked(t.id)}.html"
+    mark = f'<meta name="ablab-inputs" content="{_state(c, t)}">'
+    if t.is_done and _is_of(path, mark.encode()):
+        return []
+    for points in (POINTS, 200, 100, 50, 20):
+        data = document(f"{t.id} of {c.name}", trial_model(c, t, base, points), mark).encode()
+        if len(data) <= PAGE_BYTES:
+            break
+    return _write(path, data)
 
 
 def _write(path: Path, data: bytes) -> list[Path]:
@@ -318,7 +341,7 @@ def curves(arms: Sequence[Arm], keys: Sequence[str]) -> Model | None:
     most = max(20, min(POINTS, BUDGET // max(1, len(arms) * len(keys))))
     made = []
     for arm in arms:
-        rows = [t.rows(*keys) for t in arm.trials if t.is_done]
+        rows = [t.columns for t in arm.trials if t.is_done]
         series = {k: s for k in keys if (s := band(rows, k, most if k == keys[0] else min(most, POINTS // 2)))}
         if series:
             made.append({"name": line(f"{arm.label} {arm.title}"), "series": series})
@@ -330,12 +353,12 @@ def curves(arms: Sequence[Arm], keys: Sequence[str]) -> Model | None:
 
 def trial_model(c: Loaded, t: Trial, base: Mapping[str, str], points: int = POINTS) -> Model:
     """What trials/<id>.html shows."""
-    rows = t.rows()
-    names = list(dict.fromkeys([c.key, *FIRST, *(n for r in rows for n in r["m"])]))
-    counts = {n: sum(r["m"].get(n) is not None for r in rows) for n in names}
-    drawn = [n for n in names if counts[n] > 1][: 6 + points // 50]
+    rows = t.columns
+    values_of = {n: y for n in rows.spans if len(y := t.curve(n)[1])}
+    names = dict.fromkeys([c.key, *FIRST, *values_of])
+    drawn = [n for n in names if len(values_of.get(n, ())) > 1][: 6 + points // 50]
     series = {n: band([rows], n, points) for n in drawn}
-    last = {n: r["m"][n] for r in rows for n in r["m"] if r["m"][n] is not None}
+    last = {n: y[-1].item() for n, y in values_of.items()}
     values = [(n, v, unit(n)) for n, v in sorted(last.items())]
     attempts = [_attempt(t, a) for a in t.dir.attempts()]
     wrong = page.reason(c, t) if t.value(c.key, c.mode) is None else ""
@@ -418,7 +441,7 @@ def _built(t: Trial) -> Iterable[Model]:
 
 
 def _attempt(t: Trial, a: rundir.AttemptDir) -> tuple[Any, ...]:
-    end, ran = a.read("exit") or {}, a.read("manifest") or (t.dir.manifest() if a.number == t.attempt else None) or {}
+    end, ran = a.read("exit") or {}, a.read("manifest") or (t.manifest if a.number == t.attempt else {})
     state = ": ".join(p for p in (end.get("state"), end.get("class")) if p) or "no exit.json"
     return (a.number, state, end.get("step"), line(end.get("message", "")), ran.get("created"))
 

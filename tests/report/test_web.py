@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ablab import report
-from ablab.report import blocks, load, page, web
+from ablab.report import blocks, index, load, page, web
 from ablab.rundir import Campaign
 from tests import browser
 from tests.report import campaign, test_figures
@@ -142,7 +142,7 @@ def test_a_trial_with_thousands_of_rows_and_metrics_has_a_small_page(made):
             | {f"attn/{k}/gate": (i * 7919 % 1013) / 7 for k in range(40)}
             | {"val_loss": (i * 31 % 997) / 3}
         )
-    vars(t)["rows"] = lambda *keys: many
+    vars(t)["columns"] = index.pack(many)
     sizes = [len(blocks.document("t", web.trial_model(c, t, {}, n))) for n in (400, 20)]
     assert sizes[0] > web.PAGE_BYTES > sizes[1]
 
