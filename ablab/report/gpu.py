@@ -7,7 +7,7 @@ stands for one period.  Nothing is filled in: what no sample covers has no value
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice, pairwise
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
@@ -166,12 +166,39 @@ Recorded = list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]
 
 def recorded(trial: Trial) -> Recorded:
     """What a trial left."""
-    rows = trial.rows()
-    pairs = (
-        (list(rundir.lines(a.telemetry, "telemetry")), [r for r in rows if r["attempt"] == a.number])
-        for a in trial.dir.attempts()
-    )
-    return [(samples, mine) for samples, mine in pairs if len(samples) > 1]
+    rows, made = trial.rows(), ((a.number, _samples(a)) for a in trial.dir.attempts())
+    return [(samples, [r for r in rows if r["attempt"] == n]) for n, samples in made if len(samples) > 1]
+
+
+def _samples(attempt: rundir.AttemptDir) -> list[dict[str, Any]]:
+    """Header and samples; a line that somebody edited is none."""
+    found = rundir.lines(attempt.telemetry, "telemetry")
+    return [*islice(found, 1), *(r for r in found if isinstance(r.get("devices"), dict) and {"t", "host"} <= r.keys())]
+
+
+def newest(trial: Trial) -> dict[str, list[Span]]:
+    """The samples of each device in the newest attempt, in seconds since the first."""
+    found = spans(_samples(trial.dir.attempt(trial.attempt)) if trial.attempt else [])
+    found.pop("host", None)
+    first = min((s[0].end for s in found.values()), default=0.0)
+    return {d: [Span(s.start - first, s.end - first, s.reading) for s in mine] for d, mine in found.items()}
+
+
+def line(found: Sequence[Span], keep: Iterable[int]) -> list[tuple[float, Mapping[str, Any]]]:
+    """(seconds, reading) of the samples `keep`; between two of them where others are missing one without readings."""
+    made: list[tuple[float, Mapping[str, Any]]] = []
+    for before, i in pairwise([None, *keep]):
+        if before is not None and any(b.start > a.end + 1e-6 for a, b in pairwise(found[before : i + 1])):
+            made.append(((found[before].end + found[i].end) / 2, {}))
+        made.append((found[i].end, found[i].reading))
+    return made
+
+
+def mean(trial: Trial, name: str) -> float | None:
+    """Time-weighted mean of a metric of KEYS over all samples, None where it was never taken."""
+    attempts = [spans(_samples(a)) for a in trial.dir.attempts()]
+    devices = list(dict.fromkeys(d for found in attempts for d in found if d != "host"))
+    return figures(_joined(attempts, devices, *KEYS[name], fmean))[0] if devices else None
 
 
 def windows(found: Recorded) -> list[dict[str, Any]]:

@@ -7,13 +7,11 @@ import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from ablab import kconf, machine, plan, rundir
-from ablab.report import compare, lens, page
+from ablab.report import compare, gpu, lens, page
 from ablab.report.blocks import (
     POINTS,
     Model,
@@ -30,7 +28,6 @@ from ablab.report.blocks import (
     unit,
 )
 from ablab.report.load import Arm, Loaded, Trial
-from ablab.report.plots import _telemetry
 from ablab.report.plots.budget_lenses import WORDS
 from ablab.report.stats import Verdict
 from ablab.report.table import line, merge, shown
@@ -374,7 +371,7 @@ def trial_model(c: Loaded, t: Trial, base: Mapping[str, str], points: int = POIN
         ],
         "sections": [
             section("Curves", curve_block([{"name": t.id, "series": series}], drawn) or text("No rows.")),
-            *([section("Telemetry", found)] if (found := telemetry(t, points)) else []),
+            *([section("Telemetry", *found)] if (found := [*telemetry(t, points)]) else []),
             section("Configuration", _own_config(t, base)),
             section("Contracts", _own_contracts(t)),
             section("Built model", *_built(t)),
@@ -387,28 +384,25 @@ def trial_model(c: Loaded, t: Trial, base: Mapping[str, str], points: int = POIN
     }
 
 
-def telemetry(t: Trial, points: int) -> Model | None:
-    """Readings of its devices in the newest attempt, None without; where samples are missing the line is broken."""
+def telemetry(t: Trial, points: int) -> Iterable[Model]:
+    """Readings of its devices in the newest attempt, a line broken where samples are missing, and what those of all
+    attempts say; nothing without."""
     made = []
-    for i, readings in enumerate(_telemetry.samples(t).values()):
-        gap = _telemetry.GAP * median([b - a for (a, _), (b, _) in pairwise(readings)] or [0.0])
+    for i, spans in enumerate(gpu.newest(t).values()):
         series = {}
         for name in READINGS:
-            found = [(at, r[name]) for at, r in readings if r.get(name) is not None]
-            keep = thin([v for _, v in found], [v for _, v in found], points // 2)
-            xs, ys = [], []
-            for at, value in (found[k] for k in keep):
-                if xs and at - xs[-1] > max(gap, _telemetry.GAP * (found[-1][0] - found[0][0]) / len(keep)):
-                    xs.append(six((xs[-1] + at) / 2))
-                    ys.append(None)
-                xs.append(six(at))
-                ys.append(six(value))
-            if xs:
-                series[name] = {"n": 1, "x": {"s": xs}, "y": ys}
+            found = [s for s in spans if s.reading.get(name) is not None]
+            values = [s.reading[name] for s in found]
+            drawn = gpu.line(found, thin(values, values, points // 2))
+            if drawn:
+                ys = [six(r[name]) if r else None for _, r in drawn]
+                series[name] = {"n": 1, "x": {"s": [six(at) for at, _ in drawn]}, "y": ys}
         made.append({"name": f"device {i}", "series": series})
     names = [n for n in READINGS if any(n in arm["series"] for arm in made)]
-    axes = {"s": "seconds since the first sample"}
-    return {"type": "curves", "arms": made, "metrics": names, "units": READINGS, "axes": axes} if names else None
+    if names:
+        axes = {"s": "seconds since the first sample"}
+        yield {"type": "curves", "arms": made, "metrics": names, "units": READINGS, "axes": axes}
+        yield items(text.strip() for text in gpu.text(gpu.remarks(t, gpu.recorded(t), full=True)).splitlines())
 
 
 def _own_config(t: Trial, base: Mapping[str, str]) -> Model:

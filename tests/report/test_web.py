@@ -149,12 +149,13 @@ def test_a_trial_with_thousands_of_rows_and_metrics_has_a_small_page(made):
 
 def test_telemetry_of_a_trial_is_drawn_with_its_gaps(tmp_path):
     made = campaign.write(tmp_path, finals, seeds=(1,))
-    assert web.telemetry(load.read(made).trials[0], 400) is None
+    assert not [*web.telemetry(load.read(made).trials[0], 400)]
     test_figures.telemetry(made)
-    block = web.telemetry(load.read(made).trials[0], 400)
+    block, said = web.telemetry(load.read(made).trials[0], 400)
     assert [arm["name"] for arm in block["arms"]] == ["device 0", "device 1"]
     busy = block["arms"][0]["series"]["busy_pct"]
     assert [x for x, y in zip(busy["x"]["s"], busy["y"], strict=True) if y is None] == [39.5]
+    assert said["items"][-1].startswith("verdict: ") and any("throttled by power" in text for text in said["items"])
 
 
 def test_a_difference_that_nobody_declared_is_a_confounder(tmp_path):

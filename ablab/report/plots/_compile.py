@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ablab import kconf, plan
+from ablab.report import gpu
 from ablab.report.load import Arm, Loaded, Trial
-from ablab.report.plots import NotComparableError, _telemetry
+from ablab.report.plots import NotComparableError
 
 SYMBOL = "SYS_COMPILE"
 MEASURES: dict[str, tuple[str, str | None, Callable[[Trial], float | None]]] = {
-    "gpu/memory_util_avg": ("memory activity (% of time)", None, lambda t: _telemetry.mean(t, "mem_busy_pct")),
-    "gpu/compute_util_avg": ("busy (% of time a kernel runs)", None, lambda t: _telemetry.mean(t, "busy_pct")),
+    "gpu/memory_util_avg": ("memory activity (% of time)", None, lambda t: gpu.mean(t, "memory_util_avg")),
+    "gpu/compute_util_avg": ("busy (% of time a kernel runs)", None, lambda t: gpu.mean(t, "compute_util_avg")),
     "train/tok_per_sec": ("tokens/s", "higher", lambda t: t.summary["perf"]["tok_per_s"]),
     "step_ms_p50": ("median step (ms)", "lower", lambda t: t.summary["perf"]["step_ms_p50"]),
     "peak_gib": ("peak memory (GiB)", "lower", lambda t: t.summary["perf"]["peak_mem_bytes"] / 2**30),

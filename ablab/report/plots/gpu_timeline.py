@@ -2,11 +2,12 @@
 """What the devices of a trial did: busy time, memory activity, power and throttling over time; gaps stay gaps."""
 
 from collections.abc import Sequence
-from statistics import median
+from math import nan
 from typing import Any
 
+from ablab.report import gpu
 from ablab.report.load import Loaded
-from ablab.report.plots import _style, _telemetry
+from ablab.report.plots import _style
 from ablab.report.plots._save import Sheet
 from ablab.report.stats import Verdict
 
@@ -18,9 +19,8 @@ def info(c: Loaded, verdicts: Sequence[Verdict]) -> Sheet | None:
     """The first done trial with readings of a device; None without one."""
     for t in c.trials:
         rows = []
-        for i, readings in enumerate(_telemetry.samples(t).values() if t.is_done else ()):
-            every = max(1, len(readings) // POINTS)
-            for at, r in readings[::every]:
+        for i, found in enumerate(gpu.newest(t).values() if t.is_done else ()):
+            for at, r in gpu.line(found, range(0, len(found), max(1, len(found) // POINTS))):
                 throttle = " ".join(r.get("throttle") or ()) or None
                 rows.append((i, at, r.get("busy_pct"), r.get("mem_busy_pct"), r.get("power_w"), throttle))
         if rows:
@@ -36,12 +36,9 @@ def draw(info: Sheet) -> Any:
     figure, axes = _style.new(max(7, 4 * len(devices)), 4.8, nrows=2, ncols=len(devices), squeeze=False, sharex=True)
     for (share, power), (i, part) in zip(axes.T, devices.items(), strict=True):
         at = part.column("s")
-        gap = _telemetry.GAP * median([b - a for a, b in zip(at, at[1:], strict=False)] or [0.0])
         for n, name in enumerate(("busy", "memory activity")):
-            share.plot(
-                *_gaps(at, part.column(name), gap), color=_style.CYCLE[n + 1], label=name, linestyle=_style.DASHES[n]
-            )
-        power.plot(*_gaps(at, part.column("power"), gap), color=_style.CYCLE[0])
+            share.plot(at, _known(part, name), color=_style.CYCLE[n + 1], label=name, linestyle=_style.DASHES[n])
+        power.plot(at, _known(part, "power"), color=_style.CYCLE[0])
         bad = [(x, p) for x, p, why in zip(at, part.column("power"), part.column("throttle"), strict=True) if why and p]
         power.plot([x for x, _ in bad], [p for _, p in bad], "X", color=_style.WORSE, label="throttled")
         share.set(ylim=(-3, 103), title=f"device {i}", ylabel=info.labels[1])
@@ -51,13 +48,6 @@ def draw(info: Sheet) -> Any:
     return figure
 
 
-def _gaps(at: Sequence[float], values: Sequence[float | None], gap: float) -> tuple[list[float], list[float]]:
-    """The line with a break where samples are missing."""
-    xs, ys = [], []
-    for x, y in zip(at, values, strict=True):
-        if xs and x - xs[-1] > gap > 0:
-            xs.append((x + xs[-1]) / 2)
-            ys.append(float("nan"))
-        xs.append(x)
-        ys.append(float("nan") if y is None else y)
-    return xs, ys
+def _known(part: Sheet, name: str) -> list[float]:
+    """A column in which nan breaks the line."""
+    return [nan if y is None else y for y in part.column(name)]
