@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 from ablab.report.load import Loaded
@@ -14,7 +15,8 @@ CAPTION = "Difference and exact interval of each contrast; marker and colour tel
 WIDTH, HEIGHT, ROW = 11.0, 1.4, 0.28  # inches
 MOST = 100  # contrasts that a picture shows, registered ones first; report.html has all
 HEADING = -1.0  # the row above the first
-TABS = (*((x, "right") for x in (0.14, 0.31, 0.48, 0.6, 0.67)), (0.72, "left"))
+LABEL = 44  # characters of a line
+TABS = (*((x, "right") for x in (0.15, 0.34, 0.53, 0.64, 0.7)), (0.74, "left"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,9 @@ def draw(info: Info) -> Any:
         _line(side, y, (*cells, str(row.n), row.word))
     _line(side, HEADING, ("difference", "low", "high", "level", "n", "verdict"), fontweight="bold")
     side.set_axis_off()
-    ax.set_yticks(range(len(info.rows)), [_style.label(r.label) for r in info.rows])
+    ax.set_yticks(range(len(info.rows)), [fill(_style.label(r.label, 2 * LABEL), LABEL) for r in info.rows])
+    for text in ax.get_yticklabels():  # two small lines fit into a row
+        text.set_fontsize(7 if "\n" in text.get_text() else 9)
     ax.set_ylim(len(info.rows) - 0.4, HEADING - 0.4)
     ax.margins(x=0.08)
     ax.grid(axis="y", visible=False)
@@ -115,4 +119,4 @@ def draw(info: Info) -> Any:
 
 def _line(side: Any, y: float, cells: Sequence[str], **style: Any) -> None:
     for (x, align), text in zip(TABS, cells, strict=True):
-        side.text(x, y, text, ha=align, va="center", fontsize=8, **style)
+        side.text(x, y, text, ha=align, va="center", fontsize=7.5, **style)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ablab.report.load import Loaded
+from ablab.report.load import Arm, Loaded
 from ablab.report.plots import _style
 from ablab.report.stats import Verdict
 from ablab.report.table import Table, merge
@@ -54,13 +54,17 @@ def info(c: Loaded, verdicts: Sequence[Verdict]) -> Info | None:
     """The curves of the registered metric, over tokens if they are the budget, else over steps."""
     axis = {"tokens": ("tokens", "training tokens")}.get(c.registered["budget"], ("step", "optimizer steps"))
     done = [a for a in c.arms.values() if any(t.is_done for t in a.trials)]
-    arms = [
-        (f"{a.label} {a.title}".strip(), [t.points(c.key, axis[0]) for t in a.trials if t.is_done]) for a in done[:MOST]
-    ]
+    arms = [(_arm(a), [t.points(c.key, axis[0]) for t in a.trials if t.is_done]) for a in done[:MOST]]
     title = f"{c.key}: median and range over seeds"
     title += f", the first {MOST} of {len(done)} arms" if len(done) > MOST else ""
     found = arrange(title, axis[1], f"{c.key} ({c.metric.unit})", arms)
     return found if found.curves else None
+
+
+def _arm(a: Arm) -> str:
+    """Its name; in a matrix, where that is too long for a panel, the values of the axes alone."""
+    name, short = f"{a.label} {a.title}".strip(), " ".join([a.step or "", *map(str, a.axes.values())]).strip()
+    return short if a.axes and len(name) > NAME else name
 
 
 def arrange(
