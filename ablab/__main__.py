@@ -545,9 +545,12 @@ def _(v: Vars) -> int:
     """Campaigns, or the trials of SEL: CAMPAIGN, CAMPAIGN/TRIAL, a hash prefix, latest, step:ID or imported:NAME;
     globs work.  WHERE='state=done and val_loss<3.3', SORT=column."""
     from ablab.report import query
+    from ablab.report.table import line
 
     if v.get("SOURCE", "local") == "local" and not v.keys() & {"SEL", "WHERE"}:
-        found = query.campaigns(results(v))
+        damage: list[str] = []
+        found = query.campaigns(results(v), damage)
+        print("".join(f"{line(text)}\n" for text in damage), end="", file=sys.stderr)
     else:
         found = query.ls(trials({"SEL": "*"} | v, "SEL"), v.get("WHERE", ""))
     return table(v, query.arranged(found, v.get("SORT", "")))

@@ -576,14 +576,16 @@ def folder_of(record: Mapping[str, Any]) -> str:
     return checked(f"{record['id']}-{record['hash'][:8]}")
 
 
-def campaigns(results: Path) -> list[Campaign]:
-    """The campaigns below a results folder, oldest first; links, damaged and other folders are left out."""
+def campaigns(results: Path, damage: list[str] | None = None) -> list[Campaign]:
+    """The campaigns below a results folder, oldest first; links and other folders are left out, and those reported in
+    `damage` whose plan is damaged."""
     found = []
     for path in results.resolve().glob(f"*/{Campaign.FILES['campaign']}"):
         try:
             found.append(Campaign.open(path.parent))
-        except RunError:
-            continue
+        except RunError as error:
+            if damage is not None:
+                damage.append(str(error))
     return sorted(found, key=lambda c: (c.content["created"], c.name))
 
 

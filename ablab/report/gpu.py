@@ -301,7 +301,7 @@ def figures(values: Sequence[tuple[float, float]]) -> tuple[float | None, ...]:
 def remarks(trial: Trial, left: Recorded, full: bool = False) -> dict[str, Any]:
     """{trial, devices, coverage, energy, throttle, hints, verdict}: what the samples of a trial say beyond numbers."""
     attempts, done, rows = [spans(samples) for samples, _ in left], windows(left), trial.rows()
-    manifest = trial.dir.manifest() or {}
+    manifest = trial.manifest
     names = {d["uuid"]: d["name"] for d in manifest.get("devices", ())}
     devices = list(dict.fromkeys(d for found in attempts for d in found if d != "host"))
     of = lambda name: figures(_joined(attempts, devices, *KEYS[name], fmean))[0] if devices else None

@@ -177,7 +177,10 @@ def flaw(trial: TrialDir) -> str | None:
     if not trial.file("done").exists():
         return trial.flaw()
     with _entry(path) as write:
-        done = trial.read("done")
+        try:
+            done = trial.read("done")
+        except rundir.RunError as error:
+            return str(error)
         files = [*fixed, *(trial.path / name for name in (done or {"files": ()})["files"])]
         before = _stamps(trial.path, files)
         found = trial.flaw()

@@ -3,7 +3,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -170,17 +170,27 @@ class Trial(Curves):
     @cached_property
     def values(self) -> dict[str, str]:
         """Symbol -> literal of its resolved configuration."""
-        return {r.name: r.text for r in kconf.lex(self.dir.config).requests if r.name}
+        return self._sound(lambda: {r.name: r.text for r in kconf.lex(self.dir.config).requests if r.name})
 
     @property
     def built(self) -> Mapping[str, Any]:
         """What was built; empty before that."""
-        return self.dir.built() or {}
+        return self._sound(self.dir.built)
+
+    def _sound(self, read: Callable[[], Any]) -> Any:
+        """What is read; nothing where the trial is damaged, which its reason tells: one file does not take the others
+        away."""
+        try:
+            return read() or {}
+        except ValueError:
+            if self.state != DAMAGED:
+                raise
+            return {}
 
     @cached_property
     def manifest(self) -> Mapping[str, Any]:
         """What ran, but for `config`, of which `values` tells and which is most of it; empty before that."""
-        return {k: v for k, v in (self.dir.manifest() or {}).items() if k != "config"}
+        return {k: v for k, v in self._sound(self.dir.manifest).items() if k != "config"}
 
     @property
     def final(self) -> Mapping[str, float]:

@@ -59,6 +59,8 @@ def _split(results: Path, known: list[rundir.Campaign], selector: str) -> tuple[
     if re.search(r"[*?[]", name):
         return [c for c in known if fnmatchcase(c.name, name)], pattern or "*"
     starts = [c for c in known if c.name.startswith(name)]
+    if name and not starts and (results / rundir.checked(name) / rundir.Campaign.FILES["campaign"]).is_file():
+        rundir.Campaign.open(results / name)  # raises what is wrong with it
     if _HEX.fullmatch(selector) and not starts:
         hashes = {r["hash"] for c in known for r in c.records().values() if r["hash"].startswith(selector)}
         if len(hashes) > 1:
@@ -77,9 +79,14 @@ def _matches(record: Mapping[str, Any], pattern: str) -> bool:
     return by_name or (_HEX.fullmatch(pattern) is not None and record["hash"].startswith(pattern))
 
 
-def campaigns(results: Path) -> Table:
-    """All campaigns: what they compare, how many trials, how many done."""
-    loaded = [load.read(c) for c in rundir.campaigns(results)]
+def campaigns(results: Path, damage: list[str]) -> Table:
+    """All campaigns: what they compare, how many trials, how many done; those that cannot be read go to `damage`."""
+    loaded = []
+    for c in rundir.campaigns(results, damage):
+        try:
+            loaded.append(load.read(c))
+        except rundir.RunError as error:
+            damage.append(str(error))
     facts = [(c.name, c.content["created"], c.content["kind"], c.key) for c in loaded]
     counts = [(len(c.trials), sum(t.is_done for t in c.trials)) for c in loaded]
     rows = [(*f, *n) for f, n in zip(facts, counts, strict=True)]

@@ -109,7 +109,7 @@ def _state(c: Loaded, t: Trial) -> str:
 @cache
 def _code() -> str:
     """Hash of what makes pages."""
-    sources = (Path(__file__).with_name(f"{name}.py").read_text() for name in ("web", "blocks", "page"))
+    sources = (Path(__file__).with_name(f"{name}.py").read_text() for name in ("web", "blocks", "gpu", "page"))
     return hashlib.sha256("".join([*sources, *assets()]).encode()).hexdigest()
 
 
@@ -421,7 +421,7 @@ def _own_contracts(t: Trial) -> Model:
 
 
 def _built(t: Trial) -> Iterable[Model]:
-    built = t.dir.built() or {}
+    built = t.built
     totals = [(k, brief(v)) for k, v in built.items() if k not in ("schema", "attempt", "modules")]
     if not totals:
         yield text("Nothing was built.")
@@ -435,7 +435,11 @@ def _built(t: Trial) -> Iterable[Model]:
 
 
 def _attempt(t: Trial, a: rundir.AttemptDir) -> tuple[Any, ...]:
-    end, ran = a.read("exit") or {}, a.read("manifest") or (t.manifest if a.number == t.attempt else {})
+    try:
+        end, own = a.read("exit") or {}, a.read("manifest")
+    except rundir.RunError as error:
+        return (a.number, "damaged", None, line(str(error).replace(f"{t.dir.campaign.path}/", "")), None)
+    ran = own or (t.manifest if a.number == t.attempt else {})
     state = ": ".join(p for p in (end.get("state"), end.get("class")) if p) or "no exit.json"
     return (a.number, state, end.get("step"), line(end.get("message", "")), ran.get("created"))
 

@@ -248,3 +248,12 @@ def test_the_page_needs_no_torch(good):
     )
     done = subprocess.run([sys.executable, "-c", code, str(good[0].path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["config", "manifest.json", "built.json", "summary.json", "DONE"])
+def test_a_damaged_file_of_a_trial_costs_that_trial_alone(tmp_path, name):
+    made = campaign.write(tmp_path, lambda arm, seed: 2.0 + seed / 100)
+    path = made.trials()[0].path / name
+    path.write_bytes(b"\xff" + path.read_bytes()[:20])
+    text = report.build(made).read_text()
+    assert "Trials: 17 of 18 done; 1 damaged" in text and name in text.partition("## Trials without a result")[2]

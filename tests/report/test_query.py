@@ -61,7 +61,7 @@ def test_a_selector_that_finds_nothing_is_an_error_that_lists_the_campaigns(resu
 
 
 def test_ls_without_selector_lists_campaigns(results):
-    table = query.campaigns(results)
+    table = query.campaigns(results, [])
     assert [dict(zip(table.columns, r, strict=True))["campaign"] for r in table.rows] == ["lr-two", "ra-one"]
     assert [r[-2:] for r in table.rows] == [(2, 2), (4, 3)]
 
@@ -99,7 +99,7 @@ def test_sort_puts_missing_values_last(results):
         None,
     ]
     with pytest.raises(QueryError, match="no such column"):
-        query.arranged(query.campaigns(results), "val")
+        query.arranged(query.campaigns(results, []), "val")
 
 
 def test_keys_count_points_and_first_and_last_step(results):
@@ -243,3 +243,13 @@ def test_hostile_names_stay_inert(tmp_path):
     table = query.keys(query.resolve(tmp_path, ["*"]))
     assert "\x1b" not in table.text() + table.csv() and "\n'=1+1" in table.csv()
     assert table.rows[0][:2] == ("=1+1\x1b[31m<img>", None)
+
+
+def test_a_campaign_with_a_damaged_plan_is_named(tmp_path):
+    made = campaign.write(tmp_path, lambda arm, seed: 2.0)
+    plan = made.path / "campaign.json"
+    plan.write_bytes(plan.read_bytes()[:100])
+    damage: list[str] = []
+    assert query.campaigns(tmp_path, damage).rows == () and [str(plan) in text for text in damage] == [True]
+    with pytest.raises(RunError, match="campaign.json: damaged"):
+        query.resolve(tmp_path, [made.name])
