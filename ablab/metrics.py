@@ -91,7 +91,6 @@ final/best_val_accuracy | % | ^ | l | highest val_accuracy, with pruning that of
 final/test_accuracy | % | ^ | l | test_accuracy at the end of the budget
 final/best_test_accuracy | % | ^ | l | test_accuracy where val_accuracy was highest
 sched/lam | 0..1 | - | l! | strength of the couplings
-baseline/{val,train}_{loss,perplexity} | as the metric | v | l | mirrors only: of the baseline, at equal step
 opt/{spike_frac,soft_reset_frac} | 0..1 | - | w | SPAM: gradient coordinates that were clipped, steps of a soft reset
 opt/rewarm | 0..1 | - | w | SPAM: factor on the rate after moments were forgotten
 effect/<contract> | 0/1 | ^ | l | 1 if a contract of a member holds
