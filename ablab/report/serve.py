@@ -29,6 +29,8 @@ from ablab.rundir import Campaign, RunError
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "ablab-token"
 PERIOD_S = 1.0
+SLOW_S = 60.0  # a connection that neither asks nor reads for so long is closed
+WATCHERS = 64  # event streams at once, a thread each
 REPORT = "report.html"
 WIDE = {"trial": 10, "state": 9, "share": 12, "device": 8}  # characters
 TYPES = {
@@ -104,7 +106,10 @@ class Views:
     def _index(self) -> blocks.Model:
         rows = []
         for c in rundir.campaigns(self.results):
-            found = self.state(c)
+            try:
+                found = self.state(c)
+            except (OSError, ValueError, LookupError, TypeError) as error:  # the others can be seen all the same
+                found = {"done": None, "total": None, "eta": line(f"cannot be read: {error}")}
             rows.append([f"c/{c.name}/", c.content["created"], found["done"], found["total"], found["eta"]])
         links = {"type": "links", "links": [[row[0].split("/")[1], row[0]] for row in rows[::-1]]}
         columns = [{"name": n} for n in ("campaign", "created", "done", "trials", "time left")]
@@ -145,6 +150,7 @@ class Dashboard(ThreadingHTTPServer):
     def __init__(self, results: Path, bind: str, port: int, token: str | None, allowed: tuple[str, ...]) -> None:
         self.address_family = socket.AF_INET6 if ":" in bind else socket.AF_INET
         self.views, self.token, self.stopping = Views(results), token, threading.Event()
+        self.watchers = threading.BoundedSemaphore(WATCHERS)
         super().__init__((bind, port), Handler)
         own = self.server_address[1]
         self.hosts = {f"{'[::1]' if h == '::1' else h}:{own}" for h in LOOPBACK}
@@ -160,6 +166,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Dashboard
     server_version, sys_version, protocol_version = "ablab", "", "HTTP/1.1"
+    timeout = SLOW_S
 
     def do_GET(self) -> None:
         try:
@@ -167,8 +174,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(*refusal)
             elif not self._let_in():
                 self._answer(unquote(urlsplit(self.path).path))
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the visitor left
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True  # the visitor left, or does not read
 
     do_HEAD = do_GET
 
@@ -228,9 +235,24 @@ class Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, views.page(path), {"Content-Type": HTML, "Content-Security-Policy": policy})
         except (RunError, FileNotFoundError, IsADirectoryError):
             self._send(HTTPStatus.NOT_FOUND, "no such page")
+        except (ConnectionError, TimeoutError):
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # of files that somebody edited
+            print(f"{line(path)}: {type(error).__name__}: {line(str(error))}", file=sys.stderr)
+            self._send(
+                HTTPStatus.INTERNAL_SERVER_ERROR, "a file of this campaign cannot be read; ablab report names it"
+            )
 
     def _events(self, campaign: Campaign) -> None:
         """The state of a campaign whenever it changes, until the visitor leaves."""
+        if not self.server.watchers.acquire(blocking=False):
+            return self._send(HTTPStatus.SERVICE_UNAVAILABLE, f"{WATCHERS} pages are open; close one")
+        try:
+            self._stream(campaign)
+        finally:
+            self.server.watchers.release()
+
+    def _stream(self, campaign: Campaign) -> None:
         self._head(HTTPStatus.OK, {"Content-Type": "text/event-stream", "Connection": "close"})
         self.close_connection = True
         before = None

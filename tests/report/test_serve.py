@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 import threading
@@ -235,7 +236,7 @@ def test_alerts_name_what_is_wrong(tmp_path):
     assert late["stalled", "r1-s2"] == "no row for 11 s; they came every 2 s"
     rows = Rows(place.contracts, "contracts", {"trial": t.name, "attempt": 1})
     rows.line({"step": 4, "name": "prune/mask", "ok": False, "expected": 1, "measured": 0})
-    rows = Rows(place.telemetry, "telemetry", {"trial": t.name, "attempt": 1})
+    rows = Rows(place.telemetry, "telemetry", {"trial": t.name, "attempt": 1, "period_ms": 1000})
     for i in range(10):
         rows.line({"t": i, "devices": {"GPU-1": {"busy_pct": 10.0, "throttle": ["thermal"]}}, "host": {}})
     (made.mirror / "wandb.json").write_text('{"state": "behind", "left": 7, "error": "429"}')
@@ -309,3 +310,37 @@ def test_q_leaves_the_view_and_nothing_else(tmp_path, color):
     assert child.wait(60) == 0 and (b"\x1b[36m" in seen) is color
     assert {p: p.stat().st_mtime_ns for p in made.path.rglob("*")} == before
     os.close(ours)
+
+
+def test_an_edited_file_costs_its_own_page_alone(opened, tmp_path, capfd):
+    made, broken = running(tmp_path), campaign.write(tmp_path, finals, name="broken", seeds=(1,))
+    broken.journal.unlink()
+    broken.journal.mkdir()
+    found = serve.server(tmp_path, port=0)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    try:
+        status, _, body = ask(found)
+        assert status == 200 and made.name.encode() in body and b"cannot be read" in body
+        assert ask(found, "/c/broken/")[0] in (404, 500) and ask(found, f"/c/{made.name}/")[0] == 200
+        assert "Traceback" not in capfd.readouterr().err
+    finally:
+        found.shutdown()
+        found.server_close()
+
+
+def test_more_watchers_than_there_are_threads_for_are_refused(opened, monkeypatch):
+    monkeypatch.setattr(serve, "WATCHERS", 1)
+    found = opened()
+    first = http.client.HTTPConnection("127.0.0.1", found.server_address[1], timeout=60)
+    first.request("GET", "/c/hostile/events", headers={"Host": f"127.0.0.1:{found.server_address[1]}"})
+    assert first.getresponse().status == 200
+    assert ask(found, "/c/hostile/events")[0] == 503 and ask(found, "/c/hostile/")[0] == 200
+    first.close()
+
+
+def test_a_connection_that_says_nothing_is_closed(opened, monkeypatch):
+    monkeypatch.setattr(serve.Handler, "timeout", 0.2)
+    with socket.create_connection(opened().server_address) as line:
+        line.settimeout(60)
+        line.sendall(b"GET / HTTP/1.1\r\n")
+        assert line.recv(1) == b""
