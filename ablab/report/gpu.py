@@ -173,7 +173,13 @@ def recorded(trial: Trial) -> Recorded:
 def _samples(attempt: rundir.AttemptDir) -> list[dict[str, Any]]:
     """Header and samples; a line that somebody edited is none."""
     found = rundir.lines(attempt.telemetry, "telemetry")
-    return [*islice(found, 1), *(r for r in found if isinstance(r.get("devices"), dict) and {"t", "host"} <= r.keys())]
+    return [*islice(found, 1), *filter(_is_sample, found)]
+
+
+def _is_sample(row: Mapping[str, Any]) -> bool:
+    devices, host = row.get("devices"), row.get("host", 0)
+    parts = [*devices.values(), {} if host is None else host] if isinstance(devices, dict) else [None]
+    return type(row.get("t")) in (int, float) and all(isinstance(part, dict) for part in parts)
 
 
 def newest(trial: Trial) -> dict[str, list[Span]]:

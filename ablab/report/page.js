@@ -81,7 +81,7 @@ function tableBlock(b) {
   const body = h("tbody"), box = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": b.name || "table", on: { scroll: draw } });
   const grid = h("table", { class: wrap ? "wrap" : virtual ? "fixed" : shown.length < 5 ? "narrow" : "" });
   if (virtual) {
-    const wide = i => Math.min(34, Math.max(columns[i].name.length, ...rows.filter((r, at) => at % Math.ceil(rows.length / 500) === 0).map(r => fmt(r[i], columns[i].format).length), columns[i].wide || 4));
+    const wide = i => Math.min(50, Math.max(columns[i].name.length, ...rows.filter((r, at) => at % Math.ceil(rows.length / 500) === 0).map(r => fmt(r[i], columns[i].format).length), columns[i].wide || 4));
     const widths = shown.map(i => Math.round(wide(i) * 8.2) + 20);
     grid.append(h("colgroup", {}, widths.map(w => h("col", { width: w }))));
     grid.style.minWidth = widths.reduce((a, w) => a + w, 0) + "px";

@@ -238,7 +238,7 @@ def test_without_a_gpu_values_are_absent_and_the_exit_is_0(results, capsys):
 
 def test_exit_codes(results, capsys):
     assert verb(results, "gpu/r0-s3", capsys=capsys)[0] == 1
-    assert verb(results, "nope", capsys=capsys)[0] == 2
+    assert verb(results, "nope", capsys=capsys)[0] == 1
     assert verb(results, capsys=capsys)[0] == 2
     code, said = verb(results, "gpu/r0-s1", "gpu/r0-s2", "FORMAT=csv", capsys=capsys)
     assert code == 0 and said.out.startswith("campaign,trial,device,quantity,unit,mean") and "hint" not in said.out
