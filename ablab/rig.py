@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# Size: the stages of a dry run build on one trial; apart they would hand each other all of it.
 """One trial at a size that takes milliseconds, through everything that a trial does, stage by stage."""
 
 import inspect

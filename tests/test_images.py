@@ -35,6 +35,13 @@ def finished(path, extra="", before=lambda: None):
     return trial
 
 
+def evaluated(trial):
+    """Its rows but for the last, of contracts."""
+    *rows, contracts = rundir.rows(trial)
+    assert all(name.startswith("effect/") for name in contracts["m"])
+    return rows
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return finished(tmp_path_factory.mktemp("whole"))
@@ -46,7 +53,7 @@ def undisturbed(whole):
 
 
 def test_each_epoch_has_its_row_at_the_step_that_completes_it(whole):
-    rows = list(rundir.rows(whole))
+    rows = evaluated(whole)
     assert [(r["step"], r["tokens"]) for r in rows] == [(0, 0), (8, 256), (15, 480), (22, 704)]
     for row in rows[1:]:
         accuracies = {f"{split}_accuracy" for split in ("train", "val", "test")}
@@ -59,7 +66,7 @@ def test_each_epoch_has_its_row_at_the_step_that_completes_it(whole):
 
 
 def test_the_best_is_the_first_of_the_highest_accuracy_and_reported_beside_the_last(whole):
-    rows = list(rundir.rows(whole))
+    rows = evaluated(whole)
     first = max(rows, key=lambda r: (r["m"]["val_accuracy"], -r["step"]))
     last, best = rows[-1]["m"], whole.summary()["best"]
     for name in ("val_loss", "val_accuracy", "test_accuracy"):
@@ -167,7 +174,7 @@ def test_shuffled_test_labels_change_neither_the_best_nor_a_weight(tmp_path, und
 
 def test_without_the_monitor_the_test_split_is_measured_at_the_end_alone(tmp_path, undisturbed):
     trial = finished(tmp_path, "CONFIG_EVAL_TEST_EACH_EPOCH=n\n")
-    rows = list(rundir.rows(trial))
+    rows = evaluated(trial)
     assert [("test_accuracy" in r["m"]) for r in rows] == [False, False, False, True]
     last = rows[-1]["m"]
     assert last["final/test_accuracy"] == undisturbed["summary"]["final"]["test_accuracy"]
@@ -177,7 +184,7 @@ def test_without_the_monitor_the_test_split_is_measured_at_the_end_alone(tmp_pat
 def test_convolutions_are_pruned(tmp_path):
     lines = "CONFIG_PRUNE_MAGNITUDE=y\nCONFIG_PRUNE_WARMUP=4\nCONFIG_PRUNE_INTERVAL=3\n"
     trial = finished(tmp_path, lines)
-    last = list(rundir.rows(trial))[-1]["m"]
+    last = evaluated(trial)[-1]["m"]
     assert last["sparsity"] == pytest.approx(0.5, abs=1e-3)
     assert {n for n in last if n.startswith("sparsity/conv")} == {"sparsity/conv1.weight", "sparsity/conv2.weight"}
 

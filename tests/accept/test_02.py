@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ablab import configure, kconf
+from ablab import configure, kconf, report
 from ablab.bind import BindError, bind
 from ablab.config import create
-from ablab.report import page
 from tests import trial as tiny
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "kconfig"
@@ -94,6 +93,6 @@ def test_manifest_and_report_keep_type_and_text(tmp_path):
     assert same(config["OPT_LR"]["value"], 0.0001) and config["OPT_LR"]["text"] == '"1e-4"'
     assert same(config["MODEL_GPT_BIAS"]["value"], True)
     assert config["DATA_TEXT_PATH"]["value"] == str(place)
-    report = page.build(trial.campaign)
-    base = (report.parent / "base.config").read_text()
+    page = report.build(trial.campaign)
+    base = (page.parent / "base.config").read_text()
     assert 'CONFIG_OPT_LR="1e-4"\n' in base and f'CONFIG_DATA_TEXT_PATH="{place}"\n' in base

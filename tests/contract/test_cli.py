@@ -84,7 +84,7 @@ def test_every_verb_has_help():
         (["plan", "--seeds"], "make line: error: --seeds: needs a value"),
         (["help", "VERB=nosuch"], "make: error: nosuch: no such target; nearest: "),
         (["status", "CAMPAIGN=nope"], "nope"),
-        (["tracker", "paper"], "make line: error: DO=paper: not sync, status, test or import"),
+        (["tracker", "paper"], "make line: error: DO=paper: not sync, status, test, import, record or bench"),
         (["tracker", "test", "paper"], "tracker test paper: no such tracker; trackers: "),
         (["plan", "TRACKER=paper"], "make line: error: TRACKER=paper: no tracker paper; trackers: none "),
     ],

@@ -162,7 +162,7 @@ def test_a_runner_starts_it_and_ends_it(tmp_path):
     assert gone(pid) and campaign.sampler_log.read_text() == ""
     for trial in campaign.trials():
         header, *rows = lines(trial)
-        assert rows and all(row["host"]["rss_bytes"] > 1 << 20 for row in rows)
+        assert rows and max(row["host"]["rss_bytes"] for row in rows) > 1 << 20  # at its end a process has none
         assert [r["t"] for r in rows] == sorted(r["t"] for r in rows)
         assert trial.done(), "telemetry is nothing that DONE waits for"
 
