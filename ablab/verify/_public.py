@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Whether anybody can get a commit: it must be reachable from a branch or tag of the public repository."""
 
+import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,12 +54,32 @@ def git(folder: Path, schemes: Collection[str], *words: str) -> str:
     return done.stdout.decode()
 
 
-def unreachable(remote: str, commits: Collection[str], schemes: Collection[str] = ("https",)) -> dict[str, str]:
-    """Commit -> why it is not public, for those that are not."""
+Sources = Mapping[str, Mapping[str, str]]
+"""Commit -> module -> SHA-256 of the source that ran."""
+
+
+def unreachable(remote: str, ran: Sources, schemes: Collection[str] = ("https",)) -> dict[str, str]:
+    """Commit -> why it is not public, or not what ran, for those that are not."""
     try:
         # history without trees: a few bytes a commit, and no branch is checked out
         with cloned(remote, schemes, "--bare", "--filter=tree:0") as path:
             known = set(git(path, schemes, "rev-list", "--branches", "--tags").split())
+            odd = {c: _other(path, c, modules, schemes) for c, modules in ran.items() if c in known}
     except PublicError as error:
-        return dict.fromkeys(commits, str(error))
-    return {c: f"{c[:12]} is on no branch and under no tag of {remote}" for c in commits if c not in known}
+        return dict.fromkeys(ran, str(error))
+    gone = {c: f"{c[:12]} is on no branch and under no tag of {remote}" for c in ran if c not in known}
+    text = "is not the source that ran"  # git can be told to overlook a change, and a file that it ignores is no change
+    return gone | {c: f"{' '.join(names[:4])} of {c[:12]} {text}" for c, names in odd.items() if names}
+
+
+def _other(bare: Path, commit: str, modules: Mapping[str, str], schemes: Collection[str]) -> list[str]:
+    """Modules whose source in a commit is not the one that ran."""
+    tree = bare.with_name(commit)
+    git(bare, schemes, "worktree", "add", "--quiet", "--detach", str(tree), commit)
+
+    def is_there(module: str, sha: str) -> bool:
+        place = tree.joinpath(*module.split("."))
+        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha
+
+    return sorted(m for m, sha in modules.items() if not is_there(m, sha))

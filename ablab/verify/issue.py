@@ -152,10 +152,14 @@ def _publish(body: dict[str, Any], c: Loaded, schemes: Collection[str]) -> None:
     """Add whether the commits are public, and from where."""
     claimed = {i for claim in body["claims"] for i in claim["trials"]}
     codes = [(t.dir.manifest() or {}).get("code") or {} for t in c.trials if t.id in claimed]
-    places = {(code.get("remote") or "", code.get("commit") or "none") for code in codes}
+    places: dict[tuple[str, str], dict[str, str]] = {}
+    for code in codes:
+        place = code.get("remote") or "", code.get("commit") or "none"
+        places.setdefault(place, {}).update(code.get("modules") or {})
     why: dict[str, str] = {}
     for remote in {place for place, _ in places}:
-        why |= _public.unreachable(remote, {commit for place, commit in places if place == remote}, schemes)
+        ran = {commit: modules for (place, commit), modules in places.items() if place == remote}
+        why |= _public.unreachable(remote, ran, schemes)
     body["groups"]["code"] = [f for f in body["groups"]["code"] if f["name"] != "public"]
     body["findings"] = [f for f in body["findings"] if f["field"] != "code.public"]
     values = {commit: remote for remote, commit in sorted(places)}
@@ -183,7 +187,10 @@ def commit_only(campaign: Campaign, key: Path | None = None, schemes: Collection
     body = certificate.read(campaign.certificate)
     if gone := certificate.stale(body, campaign.path):
         raise CertificateError(f"{campaign.certificate}: stale: {gone[0]} has changed since; make verify judges anew")
-    _publish(body, load.read(campaign, rehash=True), schemes)
+    # judged again all the same: whoever can edit a certificate can give it the identity of what it says then
+    c = load.read(campaign, rehash=True)
+    body = judged(c, [claim["contrast"] for claim in body["claims"]], body["kind"])
+    _publish(body, c, schemes)
     return _write(campaign, body, key)
 
 

@@ -218,6 +218,9 @@ def repository(folder: Path) -> tuple[str, str]:
     """(address, commit) of a public repository with one commit on a branch."""
     git(folder.parent, "init", "-q", "-b", "main", str(folder))
     (folder / "README").write_text("code\n")
+    (folder / "ablab").mkdir()
+    for name in MODULES:  # whose source is their name
+        (folder / "ablab" / f"{name.partition('.')[2]}.py").write_text(name)
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "first")
     git(folder, "config", "uploadpack.allowFilter", "true")

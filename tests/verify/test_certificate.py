@@ -69,19 +69,27 @@ def test_a_commit_on_no_branch_is_not_public(tmp_path):
     (folder / "README").write_text("more\n")
     fair.git(folder, "commit", "-qam", "second")
     second = fair.git(folder, "rev-parse", "HEAD")
-    assert _public.unreachable(url, [first, second], FILE) == {}
+    assert _public.unreachable(url, {first: {}, second: {}}, FILE) == {}
     fair.git(folder, "reset", "-q", "--hard", first)
     fair.git(folder, "config", "uploadpack.allowAnySHA1InWant", "true")  # a host that serves any commit by its name
-    assert set(_public.unreachable(url, [first, second], FILE)) == {second}
+    assert set(_public.unreachable(url, {first: {}, second: {}}, FILE)) == {second}
     fair.git(folder, "tag", "v1", second)
-    assert _public.unreachable(url, [first, second], FILE) == {}
+    assert _public.unreachable(url, {first: {}, second: {}}, FILE) == {}
 
 
 @pytest.mark.parametrize(
     "remote", ["", "ssh://git@example.org/x", "https://user:secret@example.org/x", "http://example.org/x"]
 )
 def test_an_address_that_not_everybody_can_clone_is_refused(remote):
-    assert _public.unreachable(remote, ["c" * 40])
+    assert _public.unreachable(remote, {"c" * 40: {}})
+
+
+def test_source_that_git_was_told_to_overlook_is_not_public(tmp_path):
+    url, commit = fair.repository(tmp_path / "public")
+    assert _public.unreachable(url, {commit: fair.MODULES}, FILE) == {}
+    why = _public.unreachable(url, {commit: fair.MODULES | {"ablab.train": "0" * 64}}, FILE)[commit]
+    assert why == f"ablab.train of {commit[:12]} is not the source that ran"
+    assert "ablab.data.more" in _public.unreachable(url, {commit: {"ablab.data.more": "0" * 64}}, FILE)[commit]
 
 
 def test_without_network_it_is_refused_and_later_completed(tmp_path, public):
@@ -100,6 +108,14 @@ def test_completing_does_not_hide_another_finding(tmp_path, public):
     assert names(issue.commit_only(found, schemes=FILE)) == {"code.clean"}
 
 
+def test_findings_taken_out_of_a_certificate_come_back(tmp_path, public):
+    found = fair.write(tmp_path, "attention", *public)
+    fair.change(found, lambda t: fair.put(t, "manifest.code.dirty", True), "R1")
+    body = issue.certify(found, schemes=FILE)
+    certificate.write(found.certificate, body | {"findings": [], "verdict": "issued"})
+    assert names(issue.commit_only(found, schemes=FILE)) == {"code.clean"}
+
+
 def test_a_stale_certificate_is_not_completed(tmp_path, public):
     found = fair.write(tmp_path, "attention", *public)
     issue.certify(found)
@@ -114,7 +130,7 @@ def test_user_configuration_and_credentials_are_not_used(tmp_path, public, monke
     (home / ".gitconfig").write_text(f'[url "file://{tmp_path}/private"]\n\tinsteadOf = {public[0]}\n')
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
-    assert _public.unreachable(public[0], [public[1]], FILE) == {}
+    assert _public.unreachable(public[0], {public[1]: fair.MODULES}, FILE) == {}
 
 
 # tampering
