@@ -736,7 +736,7 @@ class TrialDir(_Folder):
 class AttemptDir(_Folder):
     """One process execution of a trial."""
 
-    FILES = {"manifest": "manifest.json", "exit": "exit.json"}
+    FILES = {"manifest": "manifest.json", "exit": "exit.json", "summary": "summary.json"}
 
     def __init__(self, trial: TrialDir, number: int) -> None:
         super().__init__(below(below(trial.path, "attempts"), str(number)))
@@ -750,6 +750,10 @@ class AttemptDir(_Folder):
         self.metrics = self.path / "metrics.jsonl"
         self.telemetry = self.path / "telemetry.jsonl"
         self.contracts = self.path / "contracts.jsonl"
+
+    def replaced(self) -> dict[str, Any] | None:
+        """The summary that it had left of its trial, once a later start has moved that here."""
+        return self.read("summary")
 
     @classmethod
     def open(cls, path: Path) -> "AttemptDir":

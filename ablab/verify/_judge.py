@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Holds the trials of each claimed contrast against the rules: entries of the certificate, and findings."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -13,7 +14,7 @@ from ablab.report.lens import lenses
 from ablab.report.load import Arm, Loaded, Trial
 from ablab.report.stats import Verdict
 from ablab.verify import _trackers
-from ablab.verify._fields import EFFECTS, EQUAL_BUDGET, FIELDS, GROUPS, AbsentError, Facts, Field, short
+from ablab.verify._fields import EFFECTS, EQUAL_BUDGET, FIELDS, GROUPS, READERS, AbsentError, Facts, Field, short
 
 LEAST_SEEDS = 3
 HOT = 5.0  # percent of the samples in which a device was throttled; above it no speed is claimed
@@ -22,6 +23,7 @@ SPEED = ("train/tok_per_sec", "train/samples_per_sec", "train/step_s", "train/mf
 Values = dict[str, Any]
 ABSENT = "absent"
 MIRROR = ("project", "runs")
+WEIGHTS = READERS["weights"]
 
 
 class Judge:
@@ -341,10 +343,12 @@ class Judge:
         out = f"no result of {', '.join(lost)}" if lost and r["failures"] == "block" else ""
         out = f"{v.contrast.waiting} trials have not ended" if v.contrast.waiting else out
         few = "" if v.n >= least else f"{v.n} seeds, {least} or more are needed"
+        late = f"{v.n} seeds, {r['seeds']} were registered: the others came when results were known"
+        few = late if v.n > max(r["seeds"], *r["looks"], 0) else few
         listed = v.contrast.registered
         return {
             "claimed": (listed, "" if listed else "not registered, so exploratory", "claim a registered contrast"),
-            "n": (v.n, few, "make amend ADD_SEEDS= adds seeds"),
+            "n": (v.n, few, "register the seeds, or looks, in a new campaign: NEW=1"),
             "seeds": self._seeds(left, right),
             "decides": (able, "" if able else f"n={v.n} cannot decide", f"register {need} seeds"),
             "verdict": (v.word, "" if v.is_decided else f"{v.word}: {v.note}", "claim what is decided: CLAIM="),
@@ -359,9 +363,21 @@ class Judge:
             why = f"{', '.join(odd)}: ran with another seed than planned"
         elif any(len(set(s)) < len(s) for s in sides):
             why = "a seed is used twice in one arm"
+        elif copies := self._copies(left, right):
+            why = f"{' and '.join(copies)} ended with the same weights: one measurement, counted twice"
         elif self.c.registered["paired"] and set(sides[0]) != set(sides[1]):
             why = "paired by seed, but the arms have different seeds"
         return sides, why, "give every trial of an arm a seed of its own, the same ones in both arms"
+
+    def _copies(self, *arms: Arm) -> list[str]:
+        """Trials of one arm with equal final weights, whatever seeds they claim."""
+        for arm in arms:
+            seen: dict[str, str] = {}
+            for t in (t for t in arm.trials if t.is_done):
+                with suppress(AbsentError, KeyError, TypeError, IndexError):
+                    if (other := seen.setdefault(WEIGHTS(self.facts[t.id]), t.id)) != t.id:
+                        return [other, t.id]
+        return []
 
     def _integrity(self) -> None:
         def whole(f: Facts) -> str:
@@ -379,6 +395,10 @@ class Judge:
         )
         self.passes("integrity", "steps", _steps, "run the trial again: make rerun")
         self.entry("integrity", "attempts", "R", self.each(lambda f: f.get("summary.attempts")))
+        key, mode = self.c.key, self.c.mode
+        self.passes("integrity", "value", lambda f: _value(f, key, mode), "run the trial again: make rerun")
+        fix = "a result is replaced for no trial alone: run the whole plan again, NEW=1"
+        self.passes("integrity", "reruns", lambda f: _reruns(f, key), fix)
         self.passes("integrity", "drift", _drift, "run the trial again from step 0: make rerun")
         added = [n["reason"] for n in self.c.replay.notes if n["kind"] == "amend"]
         self.entry("integrity", "amendments", "R", {self.c.name: added})
@@ -421,6 +441,26 @@ def _steps(f: Facts) -> str:
         return f"rows from {steps[:1]} to {steps[-1:]}, {last} steps done"
     gap = max((b - a for a, b in pairwise(steps)), default=0)
     return "ok" if gap <= widest else f"{gap} steps without a row, TRAIN_LOG_STEPS is {widest}"
+
+
+def _value(f: Facts, key: str, mode: str) -> str:
+    """Whether the value that is judged is that of the rows."""
+    said, measured = f.t.value(key, mode), f.t.over(key, mode)
+    same = None not in (said, measured) and math.isclose(said, measured)
+    return "ok" if same else f"summary says {key} {said}, the rows {measured}"
+
+
+def _reruns(f: Facts, key: str) -> str:
+    """Whether an earlier result of the trial was another one, or is gone: else one may run until it is lucky."""
+    attempts = f.t.dir.attempts()
+    numbers, newest = [a.number for a in attempts], f.t.dir.read("done")["attempt"]
+    if numbers != list(range(1, newest + 1)):
+        return f"attempts {numbers} of {newest} are there"
+    for a in attempts:
+        old = a.replaced()
+        if old and old["final"].get(key) != f.get("summary.final").get(key):
+            return f"attempt {a.number} had ended with {key} {old['final'].get(key)}"
+    return "ok"
 
 
 def _drift(f: Facts) -> str:

@@ -258,6 +258,51 @@ def _drop_rows(trial):
     )
 
 
+def _replaced(trial):
+    """As if a first result had been run again until another one came."""
+    final = json.loads(trial.file("summary").read_text())
+    final["final"]["val_loss"] += 0.1
+    (trial.attempt(1).path / "summary.json").write_text(json.dumps(final))
+
+
+CHECKS |= {
+    "integrity.value": lambda t: [fair.put(t, f"summary.{n}", 1.0) for n in ("final.val_loss", "primary.value")],
+    "integrity.reruns": _replaced,
+}
+
+
+def test_attempts_that_are_gone_are_refused(fairs, tmp_path):
+    found = fair.copy(fairs["attention"], tmp_path)
+
+    def renumber(trial):
+        trial.attempt(1).path.rename(trial.attempt(2).path)
+        fair.put(trial, "done.attempt", 2)
+        fair.put(trial, "done.files", lambda old: {n.replace("attempts/1", "attempts/2"): v for n, v in old.items()})
+
+    fair.change(found, renumber, "R1", seeds=(2,))
+    assert "attempts [2] of 2 are there" in refused(found)["integrity.reruns"]
+
+
+def test_one_measurement_under_two_seeds_is_refused(fairs, tmp_path):
+    found = fair.copy(fairs["attention"], tmp_path)
+    fair.change(found, weights(b"copied"), "R1", seeds=(2, 5))
+    why = refused(found)
+    assert set(why) == {"statistics.seeds"} and "r1-s2 and r1-s5 ended with the same weights" in why["statistics.seeds"]
+
+
+@pytest.mark.parametrize(("looks", "fits"), [([], False), ([5, 6], True)])
+def test_seeds_that_were_added_once_results_were_known_are_refused(tmp_path, looks, fits):
+    found = fair.write(tmp_path, looks=looks)
+    content = json.loads(found.file("campaign").read_text())
+    content["registration"]["seeds"] = 5
+    found.file("campaign").write_text(json.dumps(content))
+    found = fair.Campaign.open(found.path)
+    for trial in found.trials():
+        fair.stamp(trial)
+    why = refused(found)
+    assert ("6 seeds, 5 were registered" in why.get("statistics.n", "")) != fits
+
+
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_failing_check_is_refused_by_name(fairs, tmp_path, name):
     found = fair.copy(fairs["attention"], tmp_path)
