@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: MIT
 """Holds the trials of each claimed contrast against the rules: entries of the certificate, and findings."""
 
+import hashlib
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from ablab import kconf, plan, rundir
+from ablab import study as studies
 from ablab.plan import smallest_p
 from ablab.report import gpu, page, stats
 from ablab.report.lens import lenses
@@ -309,7 +313,7 @@ class Judge:
         why = f"{c.key} is a metric of {measured}, not of {self.kind}" if measured != self.kind else ""
         say("metric", "C", f"{c.key} {c.mode}, {c.metric.unit}", why, f"KIND={measured}, or register another metric")
         study = c.content["study"]
-        why = "" if study and family else "no contrast was registered before the first trial"
+        why = _registered(study, r) if study and family else "no contrast was registered before the first trial"
         say(
             "registration", "C", study and study["sha256"], why, "compare in a study; make plan shows what it registers"
         )
@@ -390,6 +394,8 @@ class Judge:
         why = "; ".join(f"{i}: {text}" for i, text in lost.items())
         self.entry("integrity", "trials", "C", {self.c.name: list(lost)}, why, "restore the files, or make rerun")
         problems = [p.replace(f"{self.c.dir.path}/", "") for p in self.c.replay.problems]
+        ended = {t.id: t.entry.state.value for t in self.trials}
+        problems += [f"{i} is done, and {state} in the journal" for i, state in ended.items() if state != "done"]
         self.entry(
             "integrity", "journal", "C", {self.c.name: problems}, "; ".join(problems), "restore the journal from a copy"
         )
@@ -441,6 +447,25 @@ def _steps(f: Facts) -> str:
         return f"rows from {steps[:1]} to {steps[-1:]}, {last} steps done"
     gap = max((b - a for a, b in pairwise(steps)), default=0)
     return "ok" if gap <= widest else f"{gap} steps without a row, TRAIN_LOG_STEPS is {widest}"
+
+
+def _registered(study: Mapping[str, Any], r: Mapping[str, Any]) -> str:
+    """What the frozen plan registers otherwise than the text of its study."""
+    data = study["text"].encode()
+    if hashlib.sha256(data).hexdigest() != study["sha256"]:
+        return f"the text of study {study['name']} is not that of its hash"
+    with tempfile.NamedTemporaryFile(suffix=".study") as file:
+        file.write(data)
+        file.flush()
+        said = studies.read(Path(file.name))
+    names = ("margin", "alpha", "sides", "placebo", "failures", "paired")
+    pairs = {n: (getattr(said, n), r[n]) for n in names} | {"looks": (list(said.looks), list(r["looks"]))}
+    pairs["metric"] = said.metric, (r["metric"]["key"], r["metric"]["mode"])
+    if said.budget:
+        pairs["budget"] = said.budget, r["budget"]
+    if said.seeds and r["as_written"]:
+        pairs["seeds"] = said.seeds, r["seeds"]
+    return "; ".join(f"{n} is {b}, the study says {a}" for n, (a, b) in pairs.items() if a != b)
 
 
 def _value(f: Facts, key: str, mode: str) -> str:

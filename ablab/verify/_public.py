@@ -55,7 +55,7 @@ def git(folder: Path, schemes: Collection[str], *words: str) -> str:
 
 
 Sources = Mapping[str, Mapping[str, str]]
-"""Commit -> module -> SHA-256 of the source that ran."""
+"""Commit -> module, or path -> SHA-256 of the source that ran."""
 
 
 def unreachable(remote: str, ran: Sources, schemes: Collection[str] = ("https",)) -> dict[str, str]:
@@ -79,6 +79,8 @@ def _other(bare: Path, commit: str, modules: Mapping[str, str], schemes: Collect
 
     def is_there(module: str, sha: str) -> bool:
         place = tree.joinpath(*module.split("."))
+        if "/" in module:
+            return (tree / module).is_file() and hashlib.sha256((tree / module).read_bytes()).hexdigest() == sha
         path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha
 

@@ -156,6 +156,9 @@ def _publish(body: dict[str, Any], c: Loaded, schemes: Collection[str]) -> None:
     for code in codes:
         place = code.get("remote") or "", code.get("commit") or "none"
         places.setdefault(place, {}).update(code.get("modules") or {})
+    if study := c.content["study"]:  # registered where everybody can read it
+        place = next(iter(places))[0], c.content["code"]["commit"] or "none"
+        places.setdefault(place, {})[f"studies/{study['name']}.study"] = study["sha256"]
     why: dict[str, str] = {}
     for remote in {place for place, _ in places}:
         ran = {commit: modules for (place, commit), modules in places.items() if place == remote}

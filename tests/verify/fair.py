@@ -52,6 +52,7 @@ def write(
         results, finals, arms=ARMS, seeds=SEEDS, contrasts=[("R1", "R0")], symbols=symbols, base=BASE, **facts
     )
     content = json.loads(made.file("campaign").read_text())
+    content["code"]["commit"] = commit
     for record in content["trials"]:
         on = record["step"] == "R1"
         record["overrides"] = [f"CONFIG_{k}={v}" for k, v in changed.items() if v != "n"] if on else []
@@ -219,6 +220,8 @@ def repository(folder: Path) -> tuple[str, str]:
     git(folder.parent, "init", "-q", "-b", "main", str(folder))
     (folder / "README").write_text("code\n")
     (folder / "ablab").mkdir()
+    (folder / "studies").mkdir()
+    (folder / "studies/ra.study").write_text(campaign.STUDY)
     for name in MODULES:  # whose source is their name
         (folder / "ablab" / f"{name.partition('.')[2]}.py").write_text(name)
     git(folder, "add", ".")

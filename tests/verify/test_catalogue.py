@@ -303,6 +303,26 @@ def test_seeds_that_were_added_once_results_were_known_are_refused(tmp_path, loo
     assert ("6 seeds, 5 were registered" in why.get("statistics.n", "")) != fits
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"alpha": 0.5}, "alpha is 0.5, the study says 0.05"),
+        ({"margin": 5.0}, "margin is 5.0, the study says None"),
+        ({"looks": [8, 12]}, "looks is [8, 12], the study says []"),
+        ({"metric": {"key": "train_loss", "mode": "min"}}, "metric is ('train_loss', 'min')"),
+    ],
+)
+def test_a_plan_that_registers_otherwise_than_its_study_is_refused(tmp_path, change, why):
+    assert why in refused(fair.write(tmp_path, **change))["statistics.registration"]
+
+
+def test_a_trial_that_the_journal_does_not_know_as_done_is_refused(fairs, tmp_path):
+    found = fair.copy(fairs["attention"], tmp_path)
+    lines = found.journal.read_text().splitlines(keepends=True)
+    found.journal.write_text("".join(line for line in lines if "r1-s3" not in line))
+    assert "r1-s3 is done, and queued in the journal" in refused(found)["integrity.journal"]
+
+
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_failing_check_is_refused_by_name(fairs, tmp_path, name):
     found = fair.copy(fairs["attention"], tmp_path)

@@ -14,6 +14,7 @@ from ablab.report import build, certificate, load, page, serve
 from ablab.report.certificate import CertificateError
 from ablab.rundir import RunError
 from ablab.verify import _public, issue
+from tests.report.campaign import STUDY
 from tests.verify import fair
 
 FILE = ("file",)
@@ -106,6 +107,12 @@ def test_completing_does_not_hide_another_finding(tmp_path, public):
     fair.change(found, lambda t: fair.put(t, "manifest.code.dirty", True), "R1")
     issue.certify(found)
     assert names(issue.commit_only(found, schemes=FILE)) == {"code.clean"}
+
+
+def test_a_study_that_is_not_in_the_public_commit_is_refused(tmp_path, public):
+    found = fair.write(tmp_path, "attention", *public, study=STUDY.replace("seeds 6", "seeds 6 "))
+    body = issue.certify(found, schemes=FILE)
+    assert "studies/ra.study of" in next(f["why"] for f in body["findings"] if f["field"] == "code.public")
 
 
 def test_findings_taken_out_of_a_certificate_come_back(tmp_path, public):
