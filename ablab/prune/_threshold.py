@@ -94,12 +94,13 @@ def _near(chunks: Chunks, low: int, high: int) -> tuple[int, int, Tensor]:
         if isinstance(c, Ranked):
             part, *count = native.InForce.lib.near(c, low, high)
         else:
-            part = c[(c >= low) & (c <= high)]
+            lower = c < low
+            part = c[(c <= high) & ~lower]
             none = c.new_zeros((), dtype=torch.int64)
             odd, dead = none, none
             if c.amin() < -INFINITE << 16:  # comparing all is dear
                 odd, dead = (c < -INFINITE << 16).count_nonzero(), len(c) - (c ^ LOW).count_nonzero()
-            count = (c < low).count_nonzero(), dead, odd - dead + (c.amax() >= INFINITE << 16)
+            count = lower.count_nonzero(), dead, odd - dead + (c.amax() >= INFINITE << 16)
         near.append(part)
         counts.append(torch.stack([torch.as_tensor(n) for n in count]))
     below, dead, odd = torch.stack(counts).sum(0).tolist()
