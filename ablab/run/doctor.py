@@ -28,6 +28,11 @@ try:
     found["compile"] = bool(torch.allclose(torch.compile(lambda x: x.sin() * 2 + 1)(x), x.sin() * 2 + 1))
 except Exception as error:
     found["compile"] = f"{type(error).__name__}: {error}".splitlines()[0]
+from ablab.tensor import native
+try:
+    found["native"] = bool(native.ready())
+except native.NativeError as error:
+    found["native"] = str(error)
 print(json.dumps(found))
 """
 # the second process of the lock test: it must not get the lock that the first one holds
@@ -81,6 +86,8 @@ def _torch(devices: int) -> list[Row]:
     rows.append(("torch devices", found["devices"] >= devices, f"{found['devices']} of {devices} usable"))
     compiles = found["compile"] is True
     rows.append(("torch.compile", compiles or None, "works" if compiles else f"off: {found['compile']}"))
+    native = found["native"]
+    rows.append(("native kernels", native is True or None, "work" if native is True else f"off: {native}"))
     return rows
 
 

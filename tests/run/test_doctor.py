@@ -28,8 +28,11 @@ def test_a_missing_package_names_its_extra(monkeypatch):
 @pytest.mark.parametrize(
     ("probe", "bad"),
     [
-        ("import json; print(json.dumps(dict(torch='2', threads=2, devices=0, compile=True)))", []),
-        ("import json; print(json.dumps(dict(torch='2', threads=2, devices=0, compile='no gcc')))", []),
+        ("import json; print(json.dumps(dict(torch='2', threads=2, devices=0, compile=True, native=True)))", []),
+        (
+            "import json; print(json.dumps(dict(torch='2', threads=2, devices=0, compile='no gcc', native='no g++')))",
+            [],
+        ),
         ("import no_such_torch", ["torch"]),
     ],
 )
