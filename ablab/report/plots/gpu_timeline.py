@@ -40,11 +40,13 @@ def draw(info: Sheet) -> Any:
             share.plot(at, _known(part, name), color=_style.CYCLE[n + 1], label=name, linestyle=_style.DASHES[n])
         power.plot(at, _known(part, "power"), color=_style.CYCLE[0])
         bad = [(x, p) for x, p, why in zip(at, part.column("power"), part.column("throttle"), strict=True) if why and p]
-        power.plot([x for x, _ in bad], [p for _, p in bad], "X", color=_style.WORSE, label="throttled")
+        if bad:
+            power.plot(*zip(*bad, strict=True), "X", color=_style.WORSE, label="throttled")
         share.set(ylim=(-3, 103), title=f"device {i}", ylabel=info.labels[1])
         power.set(xlabel=info.labels[0], ylabel=info.labels[2])
     figure.suptitle(info.title)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    named = {n: h for ax in axes.flat for h, n in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3)
     return figure
 
 
