@@ -269,7 +269,17 @@ def listing(body: Mapping[str, Any], fallen: bool = False) -> str:
         values = ", ".join(f"{arm}: {str(v)[:80]}" for arm, v in f["values"].items())
         lines += [f"REFUSED {f['field']} ({f['rule']}): {f['why']}", f"    {values}", f"    fix: {f['fix']}"]
     if not body["findings"]:
-        lines += [f"  {name}: {value}" for name, value in body["published"].items()]
+        lines += [f"  {name}: {_brief(value)}" for name, value in body["published"].items()]
     said = "does not hold" if fallen else body["verdict"]
     lines.append(f"RESULT: exit={REFUSED if fallen or body['findings'] else 0} {said} {body['campaign']}")
     return "\n".join(lines)
+
+
+def _brief(value: Any) -> str:
+    """For people; certificate.json has all of it."""
+    if isinstance(value, Mapping):
+        long = lambda v: isinstance(v, list | Mapping) and len(v) > 4
+        return ", ".join(f"{len(v)} {k}" if long(v) else f"{k} {_brief(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_brief, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
