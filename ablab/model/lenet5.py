@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """LeNet-5 (LeCun et al. 1998) with batch normalisation, ReLU and max-pooling, for 1 x 32 x 32 images.
 
-Init: weights N(0, 2 / fan_in), the classifier N(0, 0.01^2), biases 0; BatchNorm 1, 0.
+Init: weights N(0, 2 / fan_in), the classifier N(0, 1 / (3 fan_in)), biases 0; BatchNorm 1, 0.
 """
 
 import torch.nn.functional as F

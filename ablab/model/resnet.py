@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """ResNet-18 and ResNet-50 (He et al. 2016, https://arxiv.org/abs/1512.03385), convolutions without bias.
 
-A bottleneck has its stride at the 3x3 convolution.  Init: convolutions N(0, 2 / fan_in), the classifier N(0, 0.01^2),
-its bias 0; BatchNorm 1, 0, but the last of a block 0.1, 0.  With 0 (Goyal et al. 2017) a block starts as its shortcut
+A bottleneck has its stride at the 3x3 convolution.  Init: convolutions N(0, 2 / fan_in), the classifier
+N(0, 1 / (3 fan_in)), its bias 0; BatchNorm 1, 0, but the last of a block 0.1, 0.
+With 0 (Goyal et al. 2017) a block starts as its shortcut
 and its convolutions get no gradient in the first step; with 1 the loss in eval mode, before the statistics have moved,
 is far from ln(K) at depth 50.
 """
