@@ -20,6 +20,9 @@ from ablab.kconf import ranked
 Run = Callable[[Sequence[str]], str]
 """Runs a command and returns what it prints; '' when it fails or is not there."""
 
+COMPILERS = ("g++", "c++", "clang++")
+"""Of the native kernels; the first that is there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:

@@ -70,6 +70,10 @@ def start(plan: Plan, options: Options) -> int:
     print(_head(plan, _forecast.lines(told, len(plan.trials))), flush=True)
     for line in reuse.lines():
         print(f"reused      {line}", flush=True)
+    if "CONFIG_SYS_NATIVE_AUTO=y" in plan.base.config() and not any(map(shutil.which, machine.COMPILERS)):
+        print(
+            f"native      off: no C++ compiler among {' '.join(machine.COMPILERS)}; results are the same, steps slower"
+        )
     _ask(plan, options)
     mirror.ensure(trackers, plan.base.config(), options.mirror)
     with Stop() as stop:

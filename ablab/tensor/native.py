@@ -19,8 +19,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ablab.machine import COMPILERS
+
 SOURCE = Path(__file__).with_suffix(".cpp")
-COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 EXACT = "-ffp-contract=off"  # what native.cpp fuses it says; see there
 LIMIT_S = 120  # of the compiler: it takes about 1 s
