@@ -1,23 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Holds the trials of each claimed contrast against the rules: entries of the certificate, and findings."""
 
-import hashlib
-import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from ablab import kconf, plan, rundir
-from ablab import study as studies
+from ablab import kconf, plan
 from ablab.plan import smallest_p
 from ablab.report import gpu, page, stats
 from ablab.report.lens import lenses
 from ablab.report.load import Arm, Loaded, Trial
 from ablab.report.stats import Verdict
-from ablab.verify import _trackers
+from ablab.verify import _records, _trackers
 from ablab.verify._fields import EFFECTS, EQUAL_BUDGET, FIELDS, GROUPS, READERS, AbsentError, Facts, Field, short
 
 LEAST_SEEDS = 3
@@ -238,14 +233,14 @@ class Judge:
             b = f.get("manifest.batch")
             parts = b["micro"] * b["accum"] * b["world"], b["effective"] * b["seq_len"]
             fits = parts == (b["effective"], b["tokens_per_step"])
-            return _contract(f, "batch/product") if fits else f"{parts[0]} sequences, {parts[1]} tokens: {b}"
+            return _records.contract(f, "batch/product") if fits else f"{parts[0]} sequences, {parts[1]} tokens: {b}"
 
         self.passes("batch", "product", product, "micro x accumulation x world must be the effective batch")
 
     def _pruning(self) -> None:
         def contract(f: Facts) -> str:
             names = [x["name"] for x in f.get("summary.contracts") if x["name"].startswith("prune/")]
-            found = [said for n in names if (said := _contract(f, n)) != "ok"]
+            found = [said for n in names if (said := _records.contract(f, n)) != "ok"]
             return "; ".join(found) or ("ok" if names else "no contract of a pruner")
 
         self.passes("pruning", "contract", contract, "see contracts.jsonl of the trial")
@@ -298,7 +293,7 @@ class Judge:
     def _effects(self) -> None:
         def contracts(f: Facts) -> str:
             found = f.get("summary.contracts")
-            broken = [said for x in found if (said := _contract(f, x["name"])) != "ok"]
+            broken = [said for x in found if (said := _records.contract(f, x["name"])) != "ok"]
             return "; ".join(broken) or ("ok" if found else "no contract was judged")
 
         self.passes("effects", "contracts", contracts, "a breached contract has no result to publish")
@@ -313,7 +308,7 @@ class Judge:
         why = f"{c.key} is a metric of {measured}, not of {self.kind}" if measured != self.kind else ""
         say("metric", "C", f"{c.key} {c.mode}, {c.metric.unit}", why, f"KIND={measured}, or register another metric")
         study = c.content["study"]
-        why = _registered(study, r) if study and family else "no contrast was registered before the first trial"
+        why = _records.registered(study, r) if study and family else "no contrast was registered before the first trial"
         say(
             "registration", "C", study and study["sha256"], why, "compare in a study; make plan shows what it registers"
         )
@@ -399,13 +394,13 @@ class Judge:
         self.entry(
             "integrity", "journal", "C", {self.c.name: problems}, "; ".join(problems), "restore the journal from a copy"
         )
-        self.passes("integrity", "steps", _steps, "run the trial again: make rerun")
+        self.passes("integrity", "steps", _records.steps, "run the trial again: make rerun")
         self.entry("integrity", "attempts", "R", self.each(lambda f: f.get("summary.attempts")))
         key, mode = self.c.key, self.c.mode
-        self.passes("integrity", "value", lambda f: _value(f, key, mode), "run the trial again: make rerun")
+        self.passes("integrity", "value", lambda f: _records.value(f, key, mode), "run the trial again: make rerun")
         fix = "a result is replaced for no trial alone: run the whole plan again, NEW=1"
-        self.passes("integrity", "reruns", lambda f: _reruns(f, key), fix)
-        self.passes("integrity", "drift", _drift, "run the trial again from step 0: make rerun")
+        self.passes("integrity", "reruns", lambda f: _records.reruns(f, key), fix)
+        self.passes("integrity", "drift", _records.drift, "run the trial again from step 0: make rerun")
         added = [n["reason"] for n in self.c.replay.notes if n["kind"] == "amend"]
         self.entry("integrity", "amendments", "R", {self.c.name: added})
         taken = {t.id: t.record["reused"] for t in self.trials if "reused" in t.record}
@@ -425,90 +420,6 @@ class Judge:
         if not used:
             for field, rule in (*((f, "R") for f in MIRROR), ("values", "C")):
                 self.entry("mirror", field, rule, {self.c.name: "no tracker: the bundle stands in"})
-
-
-def _contract(f: Facts, name: str) -> str:
-    found = [x for x in f.get("summary.contracts") if x["name"] == name]
-    if not found:
-        return f"{name} was not judged"
-    return (
-        "ok" if found[0]["ok"] is True else f"{name}: expected {found[0]['expected']}, measured {found[0]['measured']}"
-    )
-
-
-def _steps(f: Facts) -> str:
-    """Whether rows run from 0 to the last step without a gap."""
-    damage: list[str] = []
-    steps = sorted({row["step"] for row in rundir.rows(f.t.dir, None, damage)})
-    widest, last = int(f.config["TRAIN_LOG_STEPS"]), f.get("summary.used.steps")
-    if damage:
-        return f"{len(damage)} damaged rows"
-    if not steps or steps[0] != 0 or steps[-1] != last:
-        return f"rows from {steps[:1]} to {steps[-1:]}, {last} steps done"
-    gap = max((b - a for a, b in pairwise(steps)), default=0)
-    return "ok" if gap <= widest else f"{gap} steps without a row, TRAIN_LOG_STEPS is {widest}"
-
-
-def _registered(study: Mapping[str, Any], r: Mapping[str, Any]) -> str:
-    """What the frozen plan registers otherwise than the text of its study."""
-    data = study["text"].encode()
-    if hashlib.sha256(data).hexdigest() != study["sha256"]:
-        return f"the text of study {study['name']} is not that of its hash"
-    with tempfile.NamedTemporaryFile(suffix=".study") as file:
-        file.write(data)
-        file.flush()
-        said = studies.read(Path(file.name))
-    names = ("margin", "alpha", "sides", "placebo", "failures", "paired")
-    pairs = {n: (getattr(said, n), r[n]) for n in names} | {"looks": (list(said.looks), list(r["looks"]))}
-    pairs["metric"] = said.metric, (r["metric"]["key"], r["metric"]["mode"])
-    if said.budget:
-        pairs["budget"] = said.budget, r["budget"]
-    if said.seeds and r["as_written"]:
-        pairs["seeds"] = said.seeds, r["seeds"]
-    return "; ".join(f"{n} is {b}, the study says {a}" for n, (a, b) in pairs.items() if a != b)
-
-
-def _value(f: Facts, key: str, mode: str) -> str:
-    """Whether the value that is judged is that of the rows."""
-    said, measured = f.t.value(key, mode), f.t.over(key, mode)
-    same = None not in (said, measured) and math.isclose(said, measured)
-    return "ok" if same else f"summary says {key} {said}, the rows {measured}"
-
-
-def _reruns(f: Facts, key: str) -> str:
-    """Whether an earlier result of the trial was another one, or is gone: else one may run until it is lucky."""
-    attempts = f.t.dir.attempts()
-    numbers, newest = [a.number for a in attempts], f.t.dir.read("done")["attempt"]
-    if numbers != list(range(1, newest + 1)):
-        return f"attempts {numbers} of {newest} are there"
-    for a in attempts:
-        old = a.replaced()
-        if old and old["final"].get(key) != f.get("summary.final").get(key):
-            return f"attempt {a.number} had ended with {key} {old['final'].get(key)}"
-    return "ok"
-
-
-def _drift(f: Facts) -> str:
-    """Whether something was allowed to change on the way, or has changed unseen between attempts."""
-    resume = f.get("manifest.resume")
-    if resume and resume["drift"]:
-        return f"ALLOW_DRIFT={','.join(resume['drift'])}"
-    now, first = _setting(f.files["manifest"]), f.t.dir.lease()["first"]
-    for before in (m for a in f.t.dir.attempts() if a.number >= first and (m := a.read("manifest"))):
-        if odd := [k for k, v in _setting(before).items() if v != now[k]]:
-            return f"attempt {before['attempt']} had other {' '.join(odd)}"
-    return "ok"
-
-
-def _setting(m: Mapping[str, Any]) -> dict[str, Any]:
-    """What must stay as it is over the attempts of a trial; which cores or which of equal devices may change."""
-    kept = {k: m.get(k) for k in ("resolved", "batch", "software")}
-    devices = [(d["name"], d["memory_bytes"]) for d in m["devices"]]
-    return kept | {
-        "cpu": (m["cpu"]["model"], len(m["cpu"]["cores"])),
-        "devices": devices,
-        "code": m["code"].get("modules"),
-    }
 
 
 def _equal(a: Any, b: Any, f: Field) -> bool:
