@@ -85,7 +85,7 @@ def breaches(module: str, source: str) -> list[str]:
             theirs = layer(name)
             allowed = {
                 "L0": {"L0"},
-                "tensor": {"tensor"} | ({"L0"} if name.startswith("ablab.plugin") else set()),
+                "tensor": {"tensor"} | ({"L0"} if name.startswith(("ablab.plugin", "ablab.machine")) else set()),
                 "family": {"L0", "tensor"},
                 "L2": {"L0", "tensor", "family", "L2"},
                 "L3": {"L0", "L3"},
