@@ -38,7 +38,7 @@ grad_clip_frac | 0..1 | - | w | share of steps whose gradients were clipped
 sparsity | 0..1 | - | l! | zeros in the prunable weights
 sparsity/target | 0..1 | - | l | what the pruning schedule asks for
 sparsity/mask | 0..1 | - | l | zeros in the masks
-sparsity/total | 0..1 | - | l | zeros in all weights
+sparsity/total | 0..1 | - | l | zeros in the prunable weights over all parameters
 sparsity/<layer> | 0..1 | - | l | zeros in one prunable weight
 train_accuracy | % | ^ | w | training images that were classified right, before the step
 val_accuracy | % | ^ | w | validation images that are classified right

@@ -57,6 +57,7 @@ class Pruner:
     def __init__(self, network: nn.Module, section: Any = None) -> None:
         self.weights = prunable(network, section)
         self.size = sum(p.numel() for p in self.weights.values())
+        self.whole = sum(p.numel() for p in network.parameters())
 
     def observe(self) -> None:
         """Called after accumulation with the dense gradients in place."""

@@ -168,6 +168,7 @@ class Masked(Pruner):
         zeros = self.zeros()
         found = {"sparsity": sum(zeros.values()) / self.size, "sparsity/target": self.wanted}
         found["sparsity/mask"] = self.masked() / self.size
+        found["sparsity/total"] = sum(zeros.values()) / self.whole
         return found | {f"sparsity/{name}": n / self.weights[name].numel() for name, n in zeros.items()}
 
     def state(self) -> dict[str, Tensor]:

@@ -37,6 +37,8 @@ def test_rows_and_contracts_show_the_sparsity(whole):
     seen = [(m["sparsity"], m["sparsity/target"], m["sparsity/mask"]) for m in rows if "val_loss" in m]
     assert [s for s, *_ in seen] == [m for *_, m in seen] == sorted(s for s, *_ in seen)
     assert seen[-1] == (0.5, 0.5, 0.5) and seen[0] == (0.0, 0.0, 0.0)
+    whole_size = whole.summary()["model"]["params"]
+    assert [m["sparsity/total"] for m in rows if "val_loss" in m][-1] == pytest.approx(8192 / whole_size)
     assert all(abs(s - t) < 1e-4 for s, t, _ in seen)
     assert sum("sparsity/blocks.0.mlp.up.weight" in m for m in rows) == len(seen) == 6
     assert [m["memory/masks_gib"] for m in rows if "memory/masks_gib" in m] == [16384 / 2**30]
