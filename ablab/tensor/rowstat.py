@@ -28,14 +28,19 @@ def entropy(m: Mixed, h: Heads, ctx: Ctx) -> Tensor:
     with exact(h.q_BHTK):
         if ctx.start:
             s_BHTS = logits(pieces, h.scale, ctx.start, positions(h, ctx))
-            p_BHTS = s_BHTS.softmax(-1)
-            return s_BHTS.logsumexp(-1) - (p_BHTS * s_BHTS.masked_fill(p_BHTS == 0, 0)).sum(-1)
+            return _entropy(s_BHTS)
         found = [piece(q, k, k, region, h.scale) for q, k, region in pieces]
         means = [h.scale * torch.linalg.vecdot(q, kbar) for (q, _, _), (kbar, _) in zip(pieces, found, strict=True)]
         if len(found) == 1:
             return found[0][1] - means[0]
         l_BHT = _total([lse for _, lse in found])
         return l_BHT - sum((lse - l_BHT).exp() * mean for (_, lse), mean in zip(found, means, strict=True))
+
+
+def _entropy(s: Tensor) -> Tensor:
+    """That of rows whose logits are there, -inf where a key is not seen."""
+    p = s.softmax(-1)
+    return s.logsumexp(-1) - (p * s.masked_fill(p == 0, 0)).sum(-1)
 
 
 def power(m: Mixed, h: Heads, ctx: Ctx, a: float) -> Tensor:
@@ -110,9 +115,7 @@ class RowEntropy(Gauges):
         with exact(h.q_BHTK):
             for q, k, region in wide(h, ctx):
                 s_BHNS = torch.where(sees(region, gap_NS), h.scale * (q[:, :, at_N] @ k.mT), s_BHNS.to(q))
-            p_BHNS = s_BHNS.softmax(-1)
-            entropy_BHN = s_BHNS.logsumexp(-1) - (p_BHNS * s_BHNS.masked_fill(p_BHNS == 0, 0)).sum(-1)
-        share_H = (entropy_BHN / (at_N + 1).to(s_BHNS).log()).mean((0, 2))
+            share_H = (_entropy(s_BHNS) / (at_N + 1).to(s_BHNS).log()).mean((0, 2))
         name = f"attn/{ctx.layer}/entropy"
         self.watched |= {f"{name}_mean": share_H.mean(), f"{name}_lowest_head": share_H.min()}
 
