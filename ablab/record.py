@@ -263,7 +263,8 @@ def summary(loop: Any, stop: str) -> dict[str, Any]:
     points = [(r["m"][key], r["step"]) for r in rundir.rows(a.trial, [key]) if r["m"][key] is not None]
     if not points:
         raise EffectError(f"{key}: the primary metric was never written")
-    since = rundir.settled_from(a.trial)
+    level = "sparsity/target"
+    since = rundir.settled_from([(r["step"], r["m"].get(level)) for r in rundir.rows(a.trial, [level])])
     last = [p for p in points if p[1] >= since] or points[-1:]
     value, step = {"final": points[-1], "min": min(last), "max": max(last)}[mode]
     ms = sorted(loop.step_ms) or [1e3 * train_s / loop.step]

@@ -34,7 +34,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
@@ -969,11 +969,10 @@ class Tail:
         self._file.close()
 
 
-def settled_from(trial: TrialDir) -> int:
-    """Step from which on a trial is as sparse as it ends, 0 for a dense one: before it, values are of other models, so
-    no minimum is looked for there."""
-    seen = [(r["step"], r["m"].get("sparsity/target")) for r in rows(trial, ["sparsity/target"])]
-    return next((step for step, target in seen if target == seen[-1][1]), 0)
+def settled_from(targets: Sequence[tuple[float, float | None]]) -> float:
+    """Step from which on a trial is as sparse as it ends, by its (step, sparsity/target), 0 for a dense one.  Before
+    it, values are of other models, so no extreme is looked for there."""
+    return next((step for step, target in targets if target == targets[-1][1]), 0)
 
 
 def rows(

@@ -65,9 +65,8 @@ class Curves:
         if mode == "mean":
             weights = np.diff(seconds, prepend=0)
             return float(np.average(values, weights=weights if weights.sum() > 0 else None))
-        at, levels = self.curve("sparsity/target")
-        if mode in ("min", "max") and len(levels):
-            values = values[steps >= at[np.argmax(levels == levels[-1])]]
+        if mode in ("min", "max"):
+            values = values[steps >= rundir.settled_from(self.points("sparsity/target"))]
         return float({"min": np.min, "max": np.max, "sum": np.sum}[mode](values))
 
 

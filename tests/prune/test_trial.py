@@ -168,7 +168,8 @@ def test_models_that_are_less_sparse_are_neither_best_nor_a_reason_to_stop(tmp_p
     assert {c.step for c in trial.saved()} == set(after)
     # nor do they count where the lowest or highest value is asked for
     most = max(after, key=after.get)
-    assert rundir.settled_from(trial) == 15 and after[most] < max(losses.values())
+    targets = [(r["step"], r["m"]["sparsity/target"]) for r in rundir.rows(trial, ["sparsity/target"])]
+    assert rundir.settled_from(targets) == 15 and after[most] < max(losses.values())
     assert trial.summary()["primary"] == {"key": "val_loss", "value": after[most], "direction": "lower", "step": most}
     assert tiny.ended(trial, attempt) == "done"
     (loaded,) = load.read(trial.campaign).trials
